@@ -1,0 +1,63 @@
+"""Spacing-aware foundation models for medical images of any dimension and spacing.
+
+>>> import spadnet
+>>> vit = spadnet.create_model("spad_vit_tiny", in_chans=1, num_classes=3)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spadnet.inference.encoder import load_encoder
+    from spadnet.inference.specialise import specialise
+    from spadnet.models.registry import list_models
+    from spadnet.spacing import Spacing
+    from spadnet.weights.hub import create_model, load_tokenizer, save_pretrained
+
+    __version__: str
+
+__all__ = [
+    "Spacing",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_encoder",
+    "load_tokenizer",
+    "save_pretrained",
+    "specialise",
+]
+
+# Where each name lives; it is imported on first use, so that `import spadnet` costs nothing.
+_HOME = {
+    "Spacing": "spadnet.spacing",
+    "create_model": "spadnet.weights.hub",
+    "list_models": "spadnet.models.registry",
+    "load_encoder": "spadnet.inference.encoder",
+    "load_tokenizer": "spadnet.weights.hub",
+    "save_pretrained": "spadnet.weights.hub",
+    "specialise": "spadnet.inference.specialise",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("spadnet")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"

@@ -1,0 +1,210 @@
+"""The command line: find the verb, run it, and turn a user's mistake into one clear line.
+
+Nothing heavy is imported before the verb is known.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple, TextIO
+
+from spadnet.cli.usage import UsageError, configuration_help
+from spadnet.near_names import suggest
+
+USAGE_EXIT = 2
+INTERRUPTED_EXIT = 130
+
+
+class Verb(NamedTuple):
+    """What the command line must know of a verb before it is imported.
+
+    Attributes:
+        module: Where its ``run(argv)`` is.
+        summary: One line.
+        usage: Arguments.
+        example: A command that works.
+        config: Name of its primary configuration, None if it takes none.
+        notes: More lines for its help.
+    """
+
+    module: str
+    summary: str
+    usage: str
+    example: str
+    config: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+VERBS = {
+    "demo": Verb(
+        "spadnet.cli.demo",
+        "Train both stages on the embedded images and write one report",
+        "[out=FOLDER] [KEY=VALUE]",
+        "spadnet demo out=runs/demo",
+        "demo",
+    ),
+    "preprocess": Verb(
+        "spadnet.cli.preprocess",
+        "Prepare images once and store them for fast random crops, or check such a store",
+        "in=FOLDER|GLOB|CSV|JSONL out=FOLDER [workers=N] [KEY=VALUE] | out=FOLDER verify=true",
+        "spadnet preprocess in=scans out=stores/scans",
+        "preprocess",
+        (
+            "The store has one compressed file per image below images/, catalogue.jsonl with one",
+            "line per image, quarantine.jsonl with the files that cannot be used and why,",
+            "fingerprint.txt and fingerprint.html, and SHA256SUMS. The frames of a 4D file are",
+            "images of their own. A killed run is continued by the same command; files whose",
+            "source and settings have not changed are kept. The bytes do not depend on workers.",
+            "verify=true names damaged, missing and unknown files and fails if there are any.",
+            "Train from it: spadnet pretrain-tokenizer data=store data.path=stores/scans",
+        ),
+    ),
+    "pretrain-tokenizer": Verb(
+        "spadnet.cli.pretrain_tokenizer",
+        "Train the visual tokenizer (stage 1)",
+        "[experiment=NAME] [data=folder|store data.path=FOLDER] [out=FOLDER] [resume=auto] "
+        "[KEY=VALUE]",
+        "spadnet pretrain-tokenizer experiment=tokenizer_tiny trainer.max_steps=200",
+        "pretrain_tokenizer",
+    ),
+    "pretrain-mim": Verb(
+        "spadnet.cli.pretrain_mim",
+        "Train the vision transformer on the tokenizer's codes (stage 2)",
+        "tokenizer=FOLDER [experiment=NAME] [out=FOLDER] [resume=auto] [KEY=VALUE]",
+        "spadnet pretrain-mim experiment=mim_tiny tokenizer=runs/tokenizer_tiny/tokenizer",
+        "pretrain_mim",
+    ),
+    "models": Verb(
+        "spadnet.cli.models",
+        "List the models, their sizes and what is pretrained",
+        "",
+        "spadnet models",
+    ),
+    "doctor": Verb(
+        "spadnet.cli.doctor",
+        "Check versions, devices, samples and where runs are written",
+        "[out=FOLDER]",
+        "spadnet doctor",
+    ),
+}
+
+
+class _CurrentStderr(logging.StreamHandler[TextIO]):
+    """Write to whatever ``sys.stderr`` is now: a progress bar replaces it while it is shown."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        argv: Arguments after the program's name; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return 0 if arguments else USAGE_EXIT
+    if arguments[0] in ("-V", "--version", "version"):
+        import spadnet
+
+        sys.stdout.write(f"spadnet {spadnet.__version__}\n")
+        return 0
+    name, *rest = arguments
+    _log_to_stderr()
+    try:
+        if name not in VERBS:
+            raise UsageError(f"unknown verb {name!r}{suggest(name, VERBS)}")
+        if any(argument in ("-h", "--help") for argument in rest):
+            sys.stdout.write(_verb_help(name, VERBS[name]))
+            return 0
+        return _run(VERBS[name], rest)
+    except BrokenPipeError:  # the reader of our output has left: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED_EXIT)
+    except UsageError as error:
+        return _fail(str(error), USAGE_EXIT)
+    except OSError as error:
+        return _fail(_describe_os_error(error), 1)
+    except ValueError as error:
+        return _fail(str(error), 1)
+    except Exception as error:
+        kind = type(error).__name__
+        return _fail(f"{kind}: {error} (a fault of spadnet? SPADNET_DEBUG=1 shows where)", 1)
+
+
+def _run(verb: Verb, argv: Sequence[str]) -> int:
+    """Run a verb; a wrong override is found before the seconds that its imports take."""
+    if verb.config is not None:
+        configure = importlib.import_module("spadnet.cli.configure")
+        if configure.configure(verb.config, argv) is None:
+            return 0
+    return int(importlib.import_module(verb.module).run(argv) or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    """Report an error on one line; where it came from only on request."""
+    if os.environ.get("SPADNET_DEBUG") == "1":
+        traceback.print_exc()
+    sys.stderr.write(f"error: {' '.join(message.split()) or 'unknown'}\n")
+    return code
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def _log_to_stderr() -> None:
+    """Show what the package logs, once, and leave other packages' logging alone."""
+    logger = logging.getLogger("spadnet")
+    if not any(isinstance(handler, _CurrentStderr) for handler in logger.handlers):
+        handler = _CurrentStderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    examples = [f"  {verb.example}" for verb in VERBS.values()]
+    return "\n".join(
+        [
+            "Spacing-aware foundation models for medical images.",
+            "",
+            "usage: spadnet VERB [KEY=VALUE ...]",
+            "",
+            *lines,
+            "",
+            "examples:",
+            *examples,
+            "",
+            "spadnet VERB --help explains a verb; spadnet --version tells the version.",
+            "",
+        ]
+    )
+
+
+def _verb_help(name: str, verb: Verb) -> str:
+    lines = [f"{verb.summary}.", "", f"usage: spadnet {name} {verb.usage}".rstrip()]
+    lines += ["", "example:", f"  {verb.example}", ""]
+    if verb.notes:
+        lines += [*verb.notes, ""]
+    if verb.config is not None:
+        lines += configuration_help(verb.config)
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+"""``spadnet preprocess``: from image files to a store that training reads crops from."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from spadnet.cli.configure import configure
+from spadnet.cli.training import plain
+from spadnet.cli.usage import UsageError
+from spadnet.data import catalogue
+from spadnet.data.atomic import write_atomic
+from spadnet.data.fingerprint import as_text, fingerprint
+from spadnet.data.fingerprint_page import render, thumbnails
+from spadnet.data.inputs import list_items
+from spadnet.data.prepare_folder import QUARANTINE, Prepared, Settings, prepare_store
+from spadnet.data.verify import find_damage, write_sums
+
+logger = logging.getLogger(__name__)
+
+TEXT, PAGE = "fingerprint.txt", "fingerprint.html"
+_SHOWN = 10  # quarantined files named in the terminal
+_LINE_EVERY = 10.0  # seconds, where there is no terminal
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make or check a store."""
+    config = configure("preprocess", argv)
+    if config is None:
+        return 0
+    options = plain(config)
+    if options["out"] is None:
+        raise UsageError("out=FOLDER is missing: the folder of the store")
+    out = Path(str(options["out"])).expanduser()
+    workers = _num_workers(options["workers"])
+    if options["verify"]:
+        return _verify(out, threads=workers)
+    if options["in"] is None:
+        raise UsageError("in=FOLDER is missing: a folder, a glob pattern or a table of images")
+    settings = _settings(options)
+    items = list_items(str(options["in"]), dataset=options["dataset"])
+    with _progress("preprocess") as report:
+        prepared = prepare_store(items, out, settings=settings, workers=workers, report=report)
+    _describe(out, prepared, pictures=options["contact_sheet"])
+    _tell(out, prepared)
+    return 0
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    percentiles, bound = options["percentiles"], options["max_in_plane"]
+    numbers = len(percentiles) == 2 and all(isinstance(p, int | float) for p in percentiles)
+    if not numbers or not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UsageError(f"percentiles must be two rising numbers in [0, 100], got {percentiles}")
+    if bound is not None and bound < 2:
+        raise UsageError(f"max_in_plane must be at least 2 or null, got {bound}")
+    low, high = (float(percent) for percent in percentiles)
+    return Settings(crop=options["crop"], percentiles=(low, high), max_in_plane=bound)
+
+
+def _num_workers(given: int | None) -> int:
+    if given is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if not isinstance(given, int) or given < 0:
+        raise UsageError(f"workers must be a whole number that is not negative, got {given}")
+    return given
+
+
+def _describe(out: Path, prepared: Prepared, *, pictures: int) -> None:
+    """Write the fingerprint, and the checksums last of all."""
+    found = fingerprint(prepared.records, [fault.reason for fault in prepared.faults])
+    sheet = thumbnails(out, prepared.records, count=pictures)
+    page = render(found, sheet, title="Fingerprint of the store")
+    write_atomic(out / TEXT, as_text(found).encode())
+    write_atomic(out / PAGE, page.encode("utf-8", "xmlcharrefreplace"))
+    write_sums(out, [catalogue.FILE, QUARANTINE, TEXT, PAGE])
+
+
+def _tell(out: Path, prepared: Prepared) -> None:
+    sys.stdout.write((out / TEXT).read_text(encoding="utf-8"))
+    for fault in prepared.faults[:_SHOWN]:
+        logger.warning("quarantined: %s: %s", fault.file, fault.reason)
+    if len(prepared.faults) > _SHOWN:
+        logger.warning(
+            "quarantined: %d more, see %s", len(prepared.faults) - _SHOWN, out / QUARANTINE
+        )
+    logger.info("store written to %s (%d files were there already)", out, prepared.kept)
+    logger.info("see %s", out / PAGE)
+
+
+def _verify(out: Path, *, threads: int) -> int:
+    with _progress("verify") as report:
+        damage = find_damage(out, threads=threads, report=report)
+    for fault in damage:
+        sys.stdout.write(f"BAD {fault.file}: {fault.reason}\n")
+    if damage:
+        logger.error("%d bad files; delete them and start the same preprocess again", len(damage))
+        return 1
+    sys.stdout.write(f"ok   {out}: every checksum is right\n")
+    return 0
+
+
+class _Lines:
+    """Progress where there is no terminal: a line now and then."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._start = self._last = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int, bad: int) -> None:
+        """Take note."""
+        if self._first is None:
+            self._first = done
+        now = time.monotonic()
+        if now - self._last < _LINE_EVERY or done == self._first:
+            return
+        self._last = now
+        left = (now - self._start) / (done - self._first) * (total - done)
+        logger.info(
+            "%s %d/%d  %d bad  %s left", self.name, done, total, bad, timedelta(seconds=round(left))
+        )
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Any]:
+    """A bar with the time left, or lines; gives what to call with done, total and bad."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(name)
+        return
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[bad]} bad"),
+        TimeElapsedColumn(),
+        TextColumn("so far"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=None, bad=0)
+        yield lambda done, total, bad: bar.update(task, completed=done, total=total, bad=bad)

@@ -1,0 +1,160 @@
+"""From a composed configuration to a training and back: what both pre-training verbs share."""
+
+import inspect
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from spadnet.cli.usage import UsageError
+from spadnet.models.registry import create_model, model_names
+from spadnet.near_names import suggest
+from spadnet.train.datamodule import StepDataModule
+from spadnet.train.mim_task import MimTask
+from spadnet.train.optim import OptimSettings
+from spadnet.train.precision import choose_precision
+from spadnet.train.run import FitResult, fit
+from spadnet.train.run_folder import checkpoint_to_resume, record_run
+from spadnet.train.tokenizer_task import TokenizerTask
+
+logger = logging.getLogger(__name__)
+
+
+def plain(section: DictConfig) -> dict[str, Any]:
+    """A part of the configuration as plain types, interpolations resolved."""
+    content = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def call(build: Any, arguments: Mapping[str, Any], *, where: str) -> Any:
+    """Call ``build`` with keyword arguments that a user may have added to the configuration.
+
+    Args:
+        build: Function or class.
+        arguments: Keyword arguments.
+        where: Part of the configuration, named in errors.
+
+    Raises:
+        UsageError: If it takes no such argument.
+    """
+    known = list(inspect.signature(build).parameters)
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"{where}.{name}: no such argument{suggest(name, known)}")
+    return build(**arguments)
+
+
+def build_model(section: Mapping[str, Any], *, prefix: str) -> nn.Module:
+    """Build the model that a ``model`` section names, from its remaining entries.
+
+    Args:
+        section: Name and arguments.
+        prefix: What the names of fitting models start with.
+    """
+    arguments = dict(section)
+    name = str(arguments.pop("name"))
+    fitting = [known for known in model_names() if known.startswith(prefix)]
+    if name not in fitting:
+        raise UsageError(f"model {name!r} does not fit this stage{suggest(name, fitting)}")
+    try:
+        return create_model(name, **arguments)
+    except TypeError as error:
+        raise UsageError(f"model: {error}") from error
+
+
+def optim_settings(section: Mapping[str, Any]) -> OptimSettings:
+    """Settings of the optimiser from an ``optim`` section."""
+    values = dict(section)
+    values["betas"] = tuple(values["betas"])
+    settings = call(OptimSettings, values, where="optim")
+    assert isinstance(settings, OptimSettings)
+    return settings
+
+
+def run_dir(config: DictConfig) -> Path:
+    """The run folder."""
+    return Path(str(config.out)).expanduser()
+
+
+def train(
+    task: TokenizerTask | MimTask,
+    datamodule: StepDataModule,
+    config: DictConfig,
+    *,
+    argv: Sequence[str],
+    verb: str,
+) -> FitResult:
+    """Record the run and train.
+
+    Args:
+        task: Task of either stage.
+        datamodule: Its batches.
+        config: Composed configuration.
+        argv: The verb's command line.
+        verb: Its name.
+    """
+    folder = run_dir(config)
+    # Refuse what cannot work before anything is written.
+    checkpoint_to_resume(folder, config.resume)
+    choose_precision(config.trainer.precision)
+    if config.trainer.devices != 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("training on several devices is not supported yet; trainer.devices=1")
+    record_run(
+        folder,
+        config=OmegaConf.to_yaml(config, resolve=True),
+        command=["spadnet", verb, *argv],
+    )
+    trainer, callbacks, log = config.trainer, config.callbacks, config.logger
+    return fit(
+        task,
+        datamodule,
+        folder,
+        precision=trainer.precision,
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        threads=trainer.threads,
+        resume=config.resume,
+        save_every_steps=callbacks.save_every_steps,
+        keep_last=callbacks.keep_last,
+        log_every_steps=log.every_steps,
+        tensorboard=log.tensorboard,
+        csv_file=log.csv,
+        show_progress=callbacks.show_progress,
+        description=config.name,
+        seed=config.seed,
+    )
+
+
+def stopped(result: FitResult, config: DictConfig, *, argv: Sequence[str], verb: str) -> int | None:
+    """Say how to continue a training that was stopped.
+
+    Returns:
+        Exit code, None if the training ran to its end.
+    """
+    if result.stopped_by is None:
+        return None
+    again = [text for text in argv if text.partition("=")[0].lstrip("+") != "resume"]
+    command = shlex.join(["spadnet", verb, *again, "resume=auto"])
+    sys.stderr.write(
+        f"stopped after step {result.step} of {config.trainer.max_steps}, saved in "
+        f"{result.checkpoint}\ncontinue with: {command}\n"
+    )
+    return 128 + result.stopped_by
+
+
+def training_facts(result: FitResult, config: DictConfig, data: Sequence[str]) -> dict[str, Any]:
+    """What a model card tells about the training."""
+    return {
+        "stage": config.stage,
+        "run": config.name,
+        "steps": result.step,
+        "seed": config.seed,
+        "data": list(data),
+    }

@@ -1,0 +1,1 @@
+"""From image files of any kind to batches of one degree each."""

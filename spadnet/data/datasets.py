@@ -1,0 +1,289 @@
+"""Training data whose item number ``step`` is the whole work of that optimiser step."""
+
+import math
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from spadnet.data.augment import IntensityAugment, apply_intensity, draw_intensity
+from spadnet.data.batch import Batch
+from spadnet.data.crop_plan import CropAugment, Size, crop_size, draw_crop_plan, max_token_depth
+from spadnet.data.extract import BoxReader, Padding, extract
+from spadnet.data.image import Image
+from spadnet.data.preprocess import to_channels
+from spadnet.data.sampler import degrees_of_step, step_rng
+from spadnet.spacing import MAX_DEGREE, Spacing
+
+Voxels = TypeVar("Voxels", bound=Tensor | BoxReader)
+
+
+class Volume(NamedTuple, Generic[Voxels]):
+    """A prepared image, in memory or on disk.
+
+    Attributes:
+        image: [C, D, H, W], float16 or float32 in [0, 1], or uint8 that stands for it times 255;
+            or what reads boxes of it.
+        spacing: In mm.
+        key: Name for logs.
+        weight: How often it is drawn, relative to others.
+    """
+
+    image: Voxels
+    spacing: Spacing
+    key: str
+    weight: float = 1.0
+
+
+class SyntheticSource(Protocol):
+    """Makes images from seeds; each depends on its own seed only."""
+
+    def __call__(self, seeds: Sequence[int], size: Size, *, degree: int) -> tuple[Tensor, Tensor]:
+        """Make one image per seed.
+
+        Args:
+            seeds: One per image.
+            size: Voxels (z, y, x).
+            degree: Anisotropy.
+
+        Returns:
+            Images in [0, 1], [B, 1, D, H, W], and their spacing in mm, [B, 3].
+        """
+        ...
+
+
+def to_volume(
+    image: Image, *, in_chans: int = 1, weight: float = 1.0, dtype: torch.dtype = torch.float16
+) -> Volume[Tensor]:
+    """Keep a prepared image for training.
+
+    Args:
+        image: As ``prepare`` gives it, in [0, 1].
+        in_chans: Channels of the models that will see it.
+        weight: How often it is drawn, relative to others.
+        dtype: float16, float32, or uint8 to save memory.
+    """
+    array = torch.from_numpy(np.ascontiguousarray(to_channels(image.array, in_chans)))
+    stored = (array * 255).round().to(dtype) if dtype == torch.uint8 else array.to(dtype)
+    return Volume(stored, image.spacing, image.source, weight)
+
+
+class StepDataset(Dataset[list[Batch]]):
+    """Random crops of images and synthesis; item ``step`` is a list of micro-batches.
+
+    A micro-batch has one degree. An item is a pure function of (seed, step, rank, world size): the
+    same at any number of workers, and the ranks' items together are the item of a single process.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        *,
+        max_steps: int,
+        seed: int = 0,
+        degrees: Sequence[int] | None = None,
+        degrees_per_step: int = 3,
+        tokens: Size = (4, 4, 4),
+        token_budget: int = 256,
+        in_chans: int = 1,
+        synthetic: SyntheticSource | None = None,
+        synthetic_share: float = 0.5,
+        crop_augment: CropAugment = CropAugment(),  # noqa: B008
+        intensity_augment: IntensityAugment | None = IntensityAugment(),  # noqa: B008
+        padding: Padding = "edge",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Configure.
+
+        Args:
+            volumes: Images to crop; may be empty where there is synthesis.
+            max_steps: Number of items.
+            seed: Of everything random.
+            degrees: Degrees to draw; by default all that the images and the synthesis can give.
+            degrees_per_step: Micro-batches per step, each of another degree.
+            tokens: Tokens of a full crop (z, y, x); shallow images give shallower ones.
+            token_budget: Tokens per micro-batch over all ranks, so that micro-batches of flat
+                crops are as full as others.
+            in_chans: Channels of the crops.
+            synthetic: Makes synthetic images.
+            synthetic_share: Share of synthetic images where there are real ones too.
+            crop_augment: Geometric augmentation.
+            intensity_augment: Intensity augmentation; None for none, when it is done elsewhere.
+            padding: What lies beyond an image's border.
+            rank: Of this process.
+            world_size: Number of processes that share each step.
+        """
+        for volume in volumes:
+            if volume.image.shape[0] != in_chans:
+                raise ValueError(
+                    f"{volume.key} has {volume.image.shape[0]} channels, in_chans is {in_chans}"
+                )
+            if not volume.weight >= 0:
+                raise ValueError(f"{volume.key} has weight {volume.weight}")
+        if not volumes and synthetic is None:
+            raise ValueError("no images and no synthesis to train on")
+        if not 0 <= synthetic_share <= 1:
+            raise ValueError(f"synthetic_share must lie in [0, 1], got {synthetic_share}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
+        if min(max_steps, degrees_per_step, token_budget, *tokens) < 1:
+            raise ValueError(
+                "max_steps, degrees_per_step, token_budget and tokens must be positive"
+            )
+        self.volumes = list(volumes)
+        self.max_steps = max_steps
+        self.seed = seed
+        self.degrees_per_step = degrees_per_step
+        self.tokens = tokens
+        self.token_budget = token_budget
+        self.in_chans = in_chans
+        self.synthetic = synthetic
+        self.synthetic_share = synthetic_share if synthetic is not None else 0.0
+        self.crop_augment = crop_augment
+        self.intensity_augment = intensity_augment
+        self.padding: Padding = padding
+        self.rank = rank
+        self.world_size = world_size
+        self._depths = {degree: self._token_depths(degree) for degree in range(MAX_DEGREE + 1)}
+        self.degrees = self._available(degrees)
+        for degree in self.degrees:
+            for depth in {1, *self._depths[degree].tolist()} - {0}:
+                self._num_crops(degree, depth)
+
+    def __len__(self) -> int:
+        return self.max_steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        if not 0 <= step < self.max_steps:
+            raise IndexError(f"step {step} of {self.max_steps}")
+        degrees = degrees_of_step(
+            self.seed, step, degrees=self.degrees, per_step=self.degrees_per_step
+        )
+        return [self._micro_batch(step, part, degree) for part, degree in enumerate(degrees)]
+
+    def for_rank(self, rank: int, world_size: int) -> "StepDataset":
+        """The same data for one of several processes."""
+        return StepDataset(
+            self.volumes,
+            max_steps=self.max_steps,
+            seed=self.seed,
+            degrees=self.degrees,
+            degrees_per_step=self.degrees_per_step,
+            tokens=self.tokens,
+            token_budget=self.token_budget,
+            in_chans=self.in_chans,
+            synthetic=self.synthetic,
+            synthetic_share=self.synthetic_share,
+            crop_augment=self.crop_augment,
+            intensity_augment=self.intensity_augment,
+            padding=self.padding,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _token_depths(self, degree: int) -> np.ndarray:
+        """Depth in tokens that each image can give at a degree; 0 where it cannot."""
+        return np.array(
+            [
+                max_token_depth(
+                    _shape(volume),
+                    volume.spacing,
+                    degree=degree,
+                    tokens=self.tokens,
+                    augment=self.crop_augment,
+                )
+                if volume.weight > 0
+                else 0
+                for volume in self.volumes
+            ],
+            dtype=int,
+        )
+
+    def _available(self, degrees: Sequence[int] | None) -> tuple[int, ...]:
+        can = {
+            degree
+            for degree, depths in self._depths.items()
+            if depths.any() or self.synthetic_share > 0
+        }
+        if degrees is None:
+            return tuple(sorted(can))
+        missing = sorted(set(degrees) - can)
+        if missing or not degrees:
+            raise ValueError(f"degrees {list(degrees)}: no image can give {missing or 'them'}")
+        return tuple(dict.fromkeys(degrees))
+
+    def _num_crops(self, degree: int, depth: int) -> int:
+        """Crops of a micro-batch over all ranks."""
+        per_crop = math.prod((1 if degree == MAX_DEGREE else depth, *self.tokens[1:]))
+        count = max(self.token_budget // per_crop, 1)
+        if count % self.world_size:
+            raise ValueError(
+                f"token_budget={self.token_budget} gives {count} crops of degree {degree}, which "
+                f"{self.world_size} processes cannot share evenly"
+            )
+        return count
+
+    def _micro_batch(self, step: int, part: int, degree: int) -> Batch:
+        shared = step_rng(self.seed, step, part=part, sample=-1)
+        depth = self._draw_depth(shared, degree)
+        count = self._num_crops(degree, depth)
+        share = count // self.world_size
+        rows = range(self.rank * share, (self.rank + 1) * share)
+        crops = [self._crop(step, part, row, degree=degree, depth=depth) for row in rows]
+        image = torch.stack([crop for crop, _, _ in crops])
+        if self.intensity_augment is not None:
+            generator = torch.Generator().manual_seed(int(shared.integers(1 << 63)))
+            draw = draw_intensity(count, generator=generator, augment=self.intensity_augment)
+            image = apply_intensity(image, draw.rows(rows.start, rows.stop))
+        spacing = torch.tensor([spacing for _, spacing, _ in crops], dtype=torch.float32)
+        return Batch(image, degree, spacing, [key for _, _, key in crops])
+
+    def _draw_depth(self, rng: np.random.Generator, degree: int) -> int:
+        """Depth of a micro-batch in tokens: what one random image can give."""
+        if degree == MAX_DEGREE:
+            return 1
+        depths = self._depths[degree]
+        if not depths.any():
+            return self.tokens[0]
+        chances = self._chances(depths > 0)
+        return int(depths[int(rng.choice(len(depths), p=chances))])
+
+    def _crop(
+        self, step: int, part: int, row: int, *, degree: int, depth: int
+    ) -> tuple[Tensor, Spacing, str]:
+        rng = step_rng(self.seed, step, part=part, sample=row)
+        can = self._depths[degree] >= depth
+        if not can.any() or rng.random() < self.synthetic_share:
+            return self._synthesized(int(rng.integers(1 << 62)), degree=degree, depth=depth)
+        index = int(rng.choice(len(can), p=self._chances(can)))
+        volume = self.volumes[index]
+        plan = draw_crop_plan(
+            rng,
+            _shape(volume),
+            volume.spacing,
+            tokens=(depth, *self.tokens[1:]),
+            degree=degree,
+            image=index,
+            augment=self.crop_augment,
+        )
+        return extract(volume.image, plan, padding=self.padding), plan.spacing, volume.key
+
+    def _synthesized(self, seed: int, *, degree: int, depth: int) -> tuple[Tensor, Spacing, str]:
+        assert self.synthetic is not None
+        size = crop_size(degree, (depth, *self.tokens[1:]))
+        image, spacing = self.synthetic([seed], size, degree=degree)
+        crop = image[0].float().expand(self.in_chans, -1, -1, -1).clamp(0, 1)
+        return crop, Spacing(*spacing[0].tolist()), f"synthetic-{seed}"
+
+    def _chances(self, can: np.ndarray) -> np.ndarray:
+        weights = np.array([volume.weight for volume in self.volumes]) * can
+        return np.asarray(weights / weights.sum())
+
+
+def _shape(volume: Volume) -> Size:
+    _, depth, height, width = volume.image.shape
+    return depth, height, width

@@ -1,0 +1,143 @@
+"""What a store is made from: the images of a folder, of a glob pattern, or of a table."""
+
+import csv
+import glob
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spadnet.data.folder import find_images
+from spadnet.data.image import ImageError, file_name
+
+TABLES = (".csv", ".jsonl")
+
+
+class Item(NamedTuple):
+    """One file, or folder with DICOM series, and what the user knows of it.
+
+    Attributes:
+        path: Where it is.
+        key: Its name in the store, unique.
+        dataset: Data set it belongs to.
+        modality: DICOM's code; None leaves it to the file.
+        spacing: In mm along the file's own axes, slowest first; None leaves it to the file.
+        weight: How often it is drawn, relative to others of its data set.
+    """
+
+    path: Path
+    key: str
+    dataset: str
+    modality: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    weight: float = 1.0
+
+
+def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
+    """List the images of an input.
+
+    Args:
+        source: A folder, searched with its subfolders; a glob pattern such as ``data/**/*.nii.gz``;
+            or a table, ``.csv`` or ``.jsonl``, with a column ``path`` (relative to the table) and
+            perhaps ``key``, ``dataset``, ``modality``, ``weight`` and ``spacing`` (z y x in mm,
+            separated by spaces, or a list in JSON). Other columns are ignored.
+        dataset: Name of the data set where the table gives none; by default the folder's name.
+
+    Returns:
+        Items, sorted by key.
+
+    Raises:
+        ImageError: If there is nothing, or two images have one key.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        name = dataset or path.resolve().name
+        found = [(file.relative_to(path).as_posix(), file) for file in find_images(path)]
+        items = [Item(file, key if key != "." else name, name) for key, file in found]
+    elif path.suffix.lower() in TABLES:
+        items = _read_table(path, dataset=dataset or path.stem)
+    elif path.is_file():
+        items = [Item(path, path.name, dataset or path.resolve().parent.name)]
+    elif glob.has_magic(source):
+        items = _match(path, dataset=dataset)
+    else:
+        raise ImageError(f"{file_name(path)}: no such file or folder")
+    repeated = [key for key, count in Counter(item.key for item in items).items() if count > 1]
+    if repeated:
+        raise ImageError(f"{file_name(path)}: {repeated[0]} is listed twice")
+    named = [
+        item._replace(key=file_name(item.key), dataset=file_name(item.dataset)) for item in items
+    ]
+    return sorted(named, key=lambda item: item.key)
+
+
+def _match(pattern: Path, *, dataset: str | None) -> list[Item]:
+    """Files that a pattern matches; keys start where the pattern does."""
+    fixed = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+    root = Path(*pattern.parts[:fixed])
+    matched = sorted(set(glob.glob(str(pattern), recursive=True)))
+    files = [Path(name) for name in matched if Path(name).is_file()]
+    if not files:
+        raise ImageError(f"{file_name(pattern)}: no file matches")
+    name = dataset or root.resolve().name
+    return [Item(file, file.relative_to(root).as_posix(), name) for file in files]
+
+
+def _read_table(path: Path, *, dataset: str) -> list[Item]:
+    name = file_name(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+    rows: list[Mapping[str, Any]]
+    if path.suffix.lower() == ".csv":
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    else:
+        lines = text.removesuffix("\n").split("\n") if text else []
+        rows = [_row(line, name=name, number=i) for i, line in enumerate(lines, 1)]
+    if not rows:
+        raise ImageError(f"{name}: a table without rows")
+    first = 2 if path.suffix.lower() == ".csv" else 1
+    return [
+        _item(row, folder=path.parent, dataset=dataset, where=f"{name}: line {number}")
+        for number, row in enumerate(rows, first)
+    ]
+
+
+def _row(line: str, *, name: str, number: int) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ImageError(f"{name}: line {number} is not JSON") from error
+    if not isinstance(row, dict):
+        raise ImageError(f"{name}: line {number} is not an object")
+    return row
+
+
+def _item(row: Mapping[str, Any], *, folder: Path, dataset: str, where: str) -> Item:
+    if not row.get("path"):
+        raise ImageError(f"{where} has no 'path'")
+    given = str(row["path"])
+    spacing = row.get("spacing") or None
+    if isinstance(spacing, str):
+        spacing = spacing.split()
+    try:
+        millimetres = None if spacing is None else tuple(float(value) for value in spacing)
+        given_weight = row.get("weight")
+        weight = 1.0 if given_weight in (None, "") else float(str(given_weight))
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"{where}: spacing and weight must be numbers") from error
+    if millimetres is not None and len(millimetres) != 3:
+        raise ImageError(f"{where}: spacing must have three values, z y x")
+    if not 0 <= weight < float("inf"):
+        raise ImageError(f"{where}: weight {weight} must be finite and not negative")
+    return Item(
+        path=folder / Path(given).expanduser(),
+        key=str(row.get("key") or given),
+        dataset=str(row.get("dataset") or dataset),
+        modality=str(row["modality"]) if row.get("modality") else None,
+        spacing=None if millimetres is None else (millimetres[0], millimetres[1], millimetres[2]),
+        weight=weight,
+    )

@@ -1,0 +1,70 @@
+"""Which degrees and which images each step sees: pure functions of the seed and the step."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+_DEGREES, _CROPS = 0, 1  # separate streams of random numbers
+
+
+def step_rng(seed: int, step: int, *, part: int, sample: int) -> np.random.Generator:
+    """Random numbers of one sample: a counter-based generator, so no draw precedes another.
+
+    Args:
+        seed: Of the training.
+        step: Optimiser step.
+        part: Micro-batch within the step.
+        sample: Crop within the micro-batch; -1 for what the crops share.
+    """
+    return _rng(seed, step, part, sample + 1, stream=_CROPS)
+
+
+def degrees_of_step(
+    seed: int, step: int, *, degrees: Sequence[int], per_step: int
+) -> tuple[int, ...]:
+    """Degrees of the micro-batches of one step; all different, and all occur equally often.
+
+    Steps go through the degrees in rounds, each in another random order.
+
+    Args:
+        seed: Of the training.
+        step: Optimiser step.
+        degrees: Degrees that there are.
+        per_step: Micro-batches per step; where there are fewer degrees, so many.
+
+    >>> sorted(degrees_of_step(0, 0, degrees=range(6), per_step=3)
+    ...        + degrees_of_step(0, 1, degrees=range(6), per_step=3))
+    [0, 1, 2, 3, 4, 5]
+    """
+    count = min(per_step, len(degrees))
+    steps_per_round = -(-len(degrees) // count)
+    turn, place = divmod(step, steps_per_round)
+    order = _rng(seed, turn, 0, 0, stream=_DEGREES).permutation(len(degrees)).tolist()
+    # A last step that lacks degrees takes the first ones of the round again.
+    order += order[: steps_per_round * count - len(order)]
+    return tuple(degrees[index] for index in order[place * count : (place + 1) * count])
+
+
+def balanced_weights(
+    sets: Sequence[str], *, power: float = 0.5, set_weights: dict[str, float] | None = None
+) -> list[float]:
+    """Weight of each image such that a set of n images counts as ``n ** power``.
+
+    Args:
+        sets: The data set that each image belongs to.
+        power: 1 weighs images alike, 0 sets; 0.5 is the square root.
+        set_weights: Factor per set; 1 where a set is not named.
+
+    >>> balanced_weights(["a", "a", "a", "a", "b"])
+    [0.5, 0.5, 0.5, 0.5, 1.0]
+    """
+    count = Counter(sets)
+    factor = set_weights or {}
+    return [factor.get(name, 1.0) * count[name] ** (power - 1) for name in sets]
+
+
+def _rng(seed: int, step: int, part: int, sample: int, *, stream: int) -> np.random.Generator:
+    # The generator counts in the first word; the others say whose numbers these are.
+    bits = np.random.Philox(key=[seed % (1 << 64), stream], counter=[0, sample, part, step])
+    return np.random.Generator(bits)

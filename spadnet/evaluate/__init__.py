@@ -1,0 +1,1 @@
+"""What a trained model is worth: figures beside baselines, and the report that shows them."""

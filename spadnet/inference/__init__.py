@@ -1,0 +1,1 @@
+"""Trained models at work: an image file goes in, features come out."""

@@ -1,0 +1,1 @@
+"""Losses of both stages; plain functions where no state is needed."""

@@ -1,0 +1,79 @@
+"""Names of model sizes and how to build them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from spadnet.models.tokenizer import spad_vt_base, spad_vt_small, spad_vt_tiny
+from spadnet.models.vit_sizes import spad_vit_base, spad_vit_large, spad_vit_small, spad_vit_tiny
+from spadnet.near_names import suggest
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    build.__name__: build
+    for build in (
+        spad_vt_tiny,
+        spad_vt_small,
+        spad_vt_base,
+        spad_vit_tiny,
+        spad_vit_small,
+        spad_vit_base,
+        spad_vit_large,
+    )
+}
+
+
+class ModelInfo(NamedTuple):
+    """What is known about a model size.
+
+    Attributes:
+        name: Name for :func:`create_model`.
+        kind: ``"tokenizer"`` or ``"encoder"``.
+        num_parameters: Number of parameters as built by default.
+        pretrained: Where weights come from, None where there are none yet.
+        licence: Licence of the weights, None without weights.
+    """
+
+    name: str
+    kind: str
+    num_parameters: int
+    pretrained: str | None
+    licence: str | None
+
+
+def model_names() -> list[str]:
+    """Names of all model sizes."""
+    return list(_BUILDERS)
+
+
+def list_models() -> list[ModelInfo]:
+    """Describe all model sizes.
+
+    >>> [info.name for info in list_models()][:2]
+    ['spad_vt_tiny', 'spad_vt_small']
+    """
+    infos = []
+    for name, build in _BUILDERS.items():
+        with torch.device("meta"):
+            model = build()
+        kind = "tokenizer" if name.startswith("spad_vt_") else "encoder"
+        infos.append(ModelInfo(name, kind, sum(p.numel() for p in model.parameters()), None, None))
+    return infos
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a model with random weights.
+
+    >>> vit = create_model("spad_vit_tiny", in_chans=1, num_classes=3)
+
+    Args:
+        name: One of :func:`model_names`.
+        **arguments: Arguments of the size's function, such as ``in_chans`` and ``num_classes``.
+
+    Raises:
+        ValueError: If there is no such model; a near name is suggested.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"unknown model {name!r}{suggest(name, _BUILDERS)}")
+    return _BUILDERS[name](**arguments)

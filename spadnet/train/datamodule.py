@@ -1,0 +1,81 @@
+"""Feed a training with the batches of its steps, from any step on."""
+
+import signal
+from collections.abc import Iterator, Sized
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from spadnet.data.batch import Batch
+from spadnet.data.datasets import StepDataset
+from spadnet.train.checkpoint import finished_steps
+
+
+class StepSampler(Sampler[int], Sized):
+    """The steps ``start`` to ``stop - 1`` in order."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        """Configure.
+
+        Args:
+            start: First step to do.
+            stop: Number of steps of the whole training.
+        """
+        self.start = start
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        # Of the whole training: Lightning counts the steps before ``start`` as done.
+        return self.stop
+
+
+class StepDataModule(LightningDataModule):
+    """Load item ``step`` of a map-style data set for each optimiser step.
+
+    An item is the list of micro-batches of that step and a pure function of it, so continuing a
+    training needs the number of finished steps and nothing else, at any number of workers.
+    """
+
+    def __init__(
+        self, dataset: Dataset[list[Batch]], *, max_steps: int, num_workers: int = 0
+    ) -> None:
+        """Configure.
+
+        Args:
+            dataset: Item i is the work of step i.
+            max_steps: Number of steps of the whole training.
+            num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
+        """
+        super().__init__()
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be positive, got {max_steps}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        self.dataset = dataset
+        self.max_steps = max_steps
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader[list[Batch]]:
+        """Batches from the first step that is not finished."""
+        trainer, dataset = self.trainer, self.dataset
+        start = finished_steps(trainer) if trainer is not None else 0
+        if trainer is not None and trainer.world_size > 1:
+            assert isinstance(dataset, StepDataset)
+            dataset = dataset.for_rank(trainer.global_rank, trainer.world_size)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=StepSampler(start, self.max_steps),
+            num_workers=self.num_workers,
+            worker_init_fn=_ignore_interrupt,
+            pin_memory=self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which the terminal sends to every process, to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

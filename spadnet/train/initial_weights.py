@@ -1,0 +1,92 @@
+"""Start an encoder from weights that are there: its own kind's, or a 2D EVA-02's."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers.patch_embed import resample_patch_embed
+
+from spadnet.layers.patch_embed import resample_position_grid
+from spadnet.models.vit import SpadViT
+from spadnet.weights.convert import StateDict, convert_timm_eva02
+from spadnet.weights.hub import load_vit
+from spadnet.weights.strict import adapt_input_channels
+
+# What timm's EVA-02 are trained with; their weights files do not say.
+EVA02_MEAN = (0.48145466, 0.4578275, 0.40821073)
+EVA02_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def start_from(vit: SpadViT, source: str | Path) -> None:
+    """Load starting weights into an encoder; only a classifier keeps its random ones.
+
+    Args:
+        vit: Changed in place.
+        source: Checkpoint folder of an encoder or a masked image model, or a file with the weights
+            of a timm EVA-02 (``eva02_base_*`` or ``eva02_large_*``). Input channels, patch size
+            and position grid are adapted.
+
+    Raises:
+        ValueError: If the weights are missing or of another size; the message names the source.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        state = _eva02(path, vit)
+    else:
+        grid = tuple(vit.pos_embed.shape[2:])
+        state = load_vit(path, in_chans=vit.in_chans, pos_grid=grid).state_dict()
+    own = {name: value for name, value in vit.state_dict().items() if not _is_head(name)}
+    state = {name: value for name, value in state.items() if not _is_head(name)}
+    for name in sorted(own.keys() | state.keys()):
+        here = tuple(own[name].shape) if name in own else "missing"
+        there = tuple(state[name].shape) if name in state else "missing"
+        if here != there:
+            raise ValueError(
+                f"{path}: does not fit the encoder: {name} is {there} there and {here} here"
+            )
+    vit.load_state_dict(state, strict=False)  # all but the classifier, as was checked
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith("head.")
+
+
+def _eva02(path: Path, vit: SpadViT) -> StateDict:
+    """Read and convert a timm EVA-02, fitted to the encoder's patches, channels and positions."""
+    state = _read(path)
+    patch_size = vit.patch_embed.patch_size
+    try:
+        kernel = state["patch_embed.proj.weight"]
+        state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch_size, patch_size])
+        converted = convert_timm_eva02(state)
+        grid = resample_position_grid(converted["pos_embed"], vit.pos_embed.shape[2:])
+    except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: not the weights of a timm EVA-02 ({error})") from error
+    converted["pos_embed"] = grid
+    if vit.in_chans != kernel.shape[1]:
+        mean, std = (vit.get_buffer(name).flatten().tolist() for name in ("mean", "std"))
+        names = "patch_embed.proj.weight", "patch_embed.proj.bias"
+        converted[names[0]], converted[names[1]] = adapt_input_channels(
+            converted[names[0]],
+            converted[names[1]],
+            vit.in_chans,
+            mean=(EVA02_MEAN, mean),
+            std=(EVA02_STD, std),
+        )
+    return converted
+
+
+def _read(path: Path) -> StateDict:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path}: not a file of weights") from error
+    if isinstance(state, dict):
+        state = state.get("model", state)  # as some releases wrap it
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path}: not a file of weights")
+    return state

@@ -1,0 +1,124 @@
+"""Write metrics to TensorBoard and to one CSV file, both of which go on where a run resumes."""
+
+import csv
+import io
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from spadnet.train.checkpoint import write_atomic
+
+CSV_NAME = "metrics.csv"
+
+
+class CsvLog(Logger):
+    """One row per logged step; a resumed run drops rows past its start and appends.
+
+    Lightning's own CSV logger deletes the rows of a run that it continues.
+    """
+
+    def __init__(self, path: Path, *, start_step: int = 0) -> None:
+        """Open the log.
+
+        Args:
+            path: CSV file, made when the first row is written.
+            start_step: Number of steps already done; later rows belong to steps done again.
+        """
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = ["step"]
+        if path.is_file():
+            with open(path, newline="") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if _number(row.get("step")) <= start_step]
+                self._columns = list(reader.fieldnames or self._columns)
+            self._rewrite(rows)
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """There is one log per run."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        """Do nothing: the run folder holds the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row.
+
+        Args:
+            metrics: Values by name.
+            step: Index of the step, from 0; the row counts finished steps.
+        """
+        row: dict[str, Any] = {name: value for name, value in metrics.items() if name != "epoch"}
+        if not row:
+            return
+        row["step"] = (step or 0) + 1
+        new = sorted(set(row) - set(self._columns))
+        if new:
+            rows = read_rows(self.path)
+            self._columns += new
+            self._rewrite([*rows, row])
+            return
+        try:
+            with open(self.path, "a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except OSError as error:  # a full disk shows on closing, where the file is not named
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file, values as text; no rows where there is no file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "")
+    except ValueError:
+        return float("inf")  # a row cut off by a kill
+
+
+def build_loggers(
+    run_dir: Path, *, start_step: int = 0, tensorboard: bool = True, csv_file: bool = True
+) -> list[Logger]:
+    """Build the loggers of a run.
+
+    Args:
+        run_dir: Run folder.
+        start_step: Number of steps already done; what was logged past it is dropped.
+        tensorboard: Whether to write TensorBoard events.
+        csv_file: Whether to write the CSV file.
+    """
+    loggers: list[Logger] = []
+    if csv_file:
+        loggers.append(CsvLog(run_dir / CSV_NAME, start_step=start_step))
+    if tensorboard:
+        loggers.append(
+            TensorBoardLogger(
+                save_dir=run_dir, name="tensorboard", version="", purge_step=start_step or None
+            )
+        )
+    return loggers

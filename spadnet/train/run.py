@@ -1,0 +1,238 @@
+"""Run a training: one call for both stages, in a run folder that can be continued."""
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from spadnet.train.checkpoint import (
+    AtomicCheckpointIO,
+    SaveCheckpoints,
+    checkpoint_path,
+    find_last,
+    finished_steps,
+    read_checkpoint,
+    step_of,
+)
+from spadnet.train.datamodule import StepDataModule
+from spadnet.train.metrics_log import build_loggers
+from spadnet.train.precision import choose_precision
+from spadnet.train.progress import ShowProgress
+from spadnet.train.run_folder import checkpoint_to_resume, write_json
+from spadnet.train.stop import StopOnSignal
+
+logger = logging.getLogger(__name__)
+
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",  # it needs no state: see StepDataModule
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Consider setting `persistent_workers=True`.*",
+    ".*module.*in eval mode at the start of training.*",
+    ".*LeafSpec.*",
+)
+
+
+class FitResult(NamedTuple):
+    """How a training ended.
+
+    Attributes:
+        step: Number of finished steps.
+        seconds: Duration of this call.
+        num_images: Images seen in this call, on this rank.
+        metrics: Last value of everything logged.
+        checkpoint: Newest checkpoint.
+        stopped_by: Number of the signal that ended it early, None if it ran to its end.
+    """
+
+    step: int
+    seconds: float
+    num_images: int
+    metrics: dict[str, float]
+    checkpoint: Path | None
+    stopped_by: int | None
+
+
+class _SeedEachStep(Callback):
+    """Make dropout and its like a pure function of seed, step and rank, as the batches are."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = finished_steps(trainer)
+        torch.manual_seed(
+            ((self.seed * 1_000_003 + step) * 8_191 + trainer.global_rank) % (1 << 63)
+        )
+
+
+def fit(
+    task: LightningModule,
+    datamodule: StepDataModule,
+    run_dir: Path,
+    *,
+    precision: str = "auto",
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    threads: int | None = None,
+    resume: str | None = None,
+    save_every_steps: int = 1000,
+    keep_last: int = 2,
+    log_every_steps: int = 10,
+    tensorboard: bool = True,
+    csv_file: bool = True,
+    show_progress: bool = True,
+    description: str = "training",
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> FitResult:
+    """Train ``task`` on the steps of ``datamodule``.
+
+    Args:
+        task: A task whose ``training_step`` does one whole optimiser step.
+        datamodule: The batches; its ``max_steps`` is the length of the training.
+        run_dir: Folder of checkpoints, logs and ``summary.json``.
+        precision: ``"auto"`` or one of Lightning's names.
+        accelerator: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        devices: Number of devices.
+        threads: CPU threads; None leaves torch's choice.
+        resume: ``"auto"``, a checkpoint's file, or None for a new run.
+        save_every_steps: Steps between checkpoints.
+        keep_last: Number of checkpoints to keep.
+        log_every_steps: Steps between two rows of the logs.
+        tensorboard: Whether to write TensorBoard events.
+        csv_file: Whether to write ``metrics.csv``.
+        show_progress: Whether to show a bar, or lines where there is no terminal.
+        description: Stands before the bar.
+        seed: Seed of what draws from torch's global generator.
+        callbacks: Further callbacks, called before a checkpoint is saved.
+
+    Returns:
+        How it ended. Ctrl-C and SIGTERM end it after the current step, saved.
+
+    Raises:
+        ValueError: If the checkpoint does not fit the task.
+        OSError: If the disk is full; the checkpoint before is untouched.
+        KeyboardInterrupt: If it was told to stop twice, or before the first step.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    checkpoint = checkpoint_to_resume(run_dir, resume)
+    begin = time.monotonic()
+    start_step = 0
+    if checkpoint is not None:
+        state = read_checkpoint(checkpoint, mmap=True)
+        start_step = step_of(state)
+        check_fits(task, state["state_dict"], source=checkpoint)
+        if start_step >= datamodule.max_steps:
+            logger.info("%s: all %d steps are done", run_dir, start_step)
+            task.load_state_dict(state["state_dict"])
+            return FitResult(start_step, 0.0, 0, {}, checkpoint, None)
+        logger.info("continuing %s after step %d", checkpoint, start_step)
+    elif resume == "auto":
+        logger.info("%s: no checkpoint yet, starting anew", run_dir)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    stop = StopOnSignal()
+    progress = ShowProgress(description=description)
+    resolved = choose_precision(precision, device=None if accelerator == "auto" else accelerator)
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        precision=resolved,
+        max_epochs=1,  # an epoch is the whole training; the sampler ends it
+        logger=build_loggers(
+            run_dir, start_step=start_step, tensorboard=tensorboard, csv_file=csv_file
+        ),
+        callbacks=[
+            _SeedEachStep(seed),
+            *callbacks,
+            stop,
+            *([progress] if show_progress else []),
+            SaveCheckpoints(run_dir, every_steps=save_every_steps, keep_last=keep_last),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run_dir,
+        log_every_n_steps=min(log_every_steps, datamodule.max_steps),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            trainer.fit(
+                task,
+                datamodule=datamodule,
+                ckpt_path=None if checkpoint is None else str(checkpoint),
+                weights_only=True,
+            )
+        except SystemExit as error:  # what Lightning makes of Ctrl-C outside of our steps
+            raise KeyboardInterrupt from error
+    step = finished_steps(trainer)
+    result = FitResult(
+        step=step,
+        seconds=time.monotonic() - begin,
+        num_images=progress.num_images,
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        checkpoint=find_last(run_dir),
+        stopped_by=stop.received if step < datamodule.max_steps else None,
+    )
+    if trainer.is_global_zero:
+        _write_summary(run_dir, result, trainer, precision=resolved, start_step=start_step)
+    return result
+
+
+def check_fits(task: LightningModule, saved: Mapping[str, Tensor], *, source: Path) -> None:
+    """Say in one line what of a checkpoint does not fit the task.
+
+    Args:
+        task: Where the weights shall go.
+        saved: Weights of the checkpoint.
+        source: Named in the error.
+    """
+    there = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    here = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
+    differing = sorted(n for n in there.keys() | here.keys() if there.get(n) != here.get(n))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{source}: does not fit this configuration: {name} is {there.get(name, 'missing')} "
+            f"there and {here.get(name, 'missing')} here; {len(differing)} of {len(here)} differ"
+        )
+
+
+def _write_summary(
+    run_dir: Path, result: FitResult, trainer: Trainer, *, precision: str, start_step: int
+) -> None:
+    write_json(
+        run_dir / "summary.json",
+        {
+            "status": "stopped" if result.stopped_by is not None else "finished",
+            "steps": result.step,
+            "resumed_after_step": start_step,
+            "seconds": round(result.seconds, 3),
+            "images": result.num_images,
+            "images_per_second": round(result.num_images / max(result.seconds, 1e-9), 3),
+            "precision": precision,
+            "device": str(trainer.strategy.root_device),
+            "devices": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "checkpoint": None
+            if result.checkpoint is None
+            else str(checkpoint_path(Path(), result.step)),
+            "metrics": result.metrics,
+        },
+    )

@@ -1,0 +1,225 @@
+"""Stage 1 as a Lightning task: train the visual tokenizer."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from spadnet.data.batch import Batch
+from spadnet.losses.adversarial import (
+    AdversarialGate,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
+from spadnet.losses.tokenizer import TokenizerLoss, TokenizerTerms
+from spadnet.models.quantizer import cosine_temperature
+from spadnet.models.tokenizer import Tokenizer
+from spadnet.train.code_start import broadcast_from_first_rank, kmeans, temperature_for_entropy
+from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
+
+DISCRIMINATOR_OPTIM = OptimSettings(lr=1e-3)
+
+
+class CodeStart(NamedTuple):
+    """How the codebook starts.
+
+    Attributes:
+        share: Share of the training with the quantizer bypassed; 0 starts with random codes.
+        entropy: Mean entropy in nats of the distribution over codes right after the start.
+        num_steps: Number of steps whose batches are clustered.
+    """
+
+    share: float = 0.0
+    entropy: float = 1.5
+    num_steps: int = 16
+
+
+class TokenizerTask(LightningModule):
+    """Train a tokenizer, with a discriminator where one is given.
+
+    A step gets the micro-batches of one optimiser step, each of one degree; their gradients add up.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_steps: int,
+        loss: TokenizerLoss | None = None,
+        discriminator: nn.Module | None = None,
+        optim: OptimSettings = OptimSettings(),  # noqa: B008  # an immutable tuple
+        discriminator_optim: OptimSettings = DISCRIMINATOR_OPTIM,
+        code_start: CodeStart = CodeStart(),  # noqa: B008  # an immutable tuple
+        seed: int = 0,
+    ) -> None:
+        """Build the task.
+
+        Args:
+            tokenizer: Model to train.
+            max_steps: Length of the training in optimiser steps.
+            loss: Losses and their weights; the published ones by default.
+            discriminator: Maps (image, degree) to patch logits; None trains without it.
+            optim: Settings for the tokenizer.
+            discriminator_optim: Settings for the discriminator.
+            code_start: How the codebook starts.
+            seed: Seed of the quantizer's noise and of the clustering.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.tokenizer = tokenizer.to(memory_format=torch.channels_last_3d)
+        self.loss = loss or TokenizerLoss()
+        self.discriminator = discriminator
+        self.gate = AdversarialGate() if discriminator is not None else None
+        self.optim = optim
+        self.discriminator_optim = discriminator_optim
+        self.code_start = code_start
+        self.max_steps = max_steps
+        self.seed = seed
+
+    @property
+    def start_step(self) -> int:
+        """Step at which the codebook starts."""
+        return int(self.code_start.share * self.max_steps)
+
+    @property
+    def finished_steps(self) -> int:
+        """Number of optimiser steps done; Lightning counts both optimisers' steps."""
+        return self.trainer.global_step // (1 if self.discriminator is None else 2)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One optimiser for the tokenizer and one for the discriminator."""
+        optimizers: list[torch.optim.Optimizer] = [build_adamw(self.tokenizer, settings=self.optim)]
+        if self.discriminator is not None:
+            optimizers.append(build_adamw(self.discriminator, settings=self.discriminator_optim))
+        return optimizers
+
+    def generator(self, step: int, purpose: int) -> torch.Generator:
+        """Random numbers that are a pure function of seed, step, rank and purpose."""
+        entropy = ((self.seed * 1_000_003 + step) * 8_191 + self.global_rank) * 16 + purpose
+        return torch.Generator(self.device).manual_seed(entropy % (1 << 63))
+
+    # --- one step ---
+
+    def training_step(self, batch: Sequence[Batch], index: int) -> None:
+        """Do one optimiser step over the micro-batches."""
+        step = self.finished_steps
+        if 0 < step == self.start_step:
+            self.start_codes(self.recent_batches(step))
+        optimizers = cast(list[Any], self.optimizers(use_pl_optimizer=True))
+        optimizer, *others = optimizers if isinstance(optimizers, list) else [optimizers]
+        set_lr(optimizer, cosine_lr(step, max_steps=self.max_steps, settings=self.optim))
+        generator = self.generator(step, purpose=0)
+        rebuilt, terms = [], []
+        for micro in batch:
+            part, reconstruction = self.generator_terms(micro, step, generator)
+            self.manual_backward(part.total / len(batch))
+            rebuilt.append(reconstruction.detach())
+            terms.append(TokenizerTerms(*(t.detach() for t in part)))
+        self.clip(self.tokenizer, self.optim)
+        optimizer.step()
+        optimizer.zero_grad()
+        if others:
+            self.discriminator_step(batch, rebuilt, others[0], step)
+        self.log_terms(terms, batch)
+
+    def generator_terms(
+        self, micro: Batch, step: int, generator: torch.Generator
+    ) -> tuple[TokenizerTerms, Tensor]:
+        """Losses of one micro-batch and its reconstruction."""
+        # Convolutions in this layout are several times faster on CPU, with one channel 100 times.
+        image = micro.image.to(memory_format=torch.channels_last_3d)
+        degree = micro.degree
+        logits, quantizer_losses = None, None
+        if step < self.start_step:
+            latents = self.normalised_latents(image, degree)
+            reconstruction = self.tokenizer.decode(latents, degree)
+        else:
+            temperature = cosine_temperature(step / self.max_steps)
+            reconstruction, tokens = self.tokenizer(
+                image, degree, temperature=temperature, generator=generator
+            )
+            logits, quantizer_losses = tokens.logits, tokens.losses
+        adversarial = None
+        if self.discriminator is not None and self.gate is not None and self.gate.is_open:
+            adversarial = hinge_generator_loss(self.discriminator(reconstruction, degree))
+        terms = self.loss(
+            reconstruction,
+            image,
+            logits,
+            degree=degree,
+            quantizer_losses=quantizer_losses,
+            adversarial=adversarial,
+            generator=generator,
+        )
+        return terms, reconstruction
+
+    def discriminator_step(
+        self, batch: Sequence[Batch], rebuilt: Sequence[Tensor], optimizer: Any, step: int
+    ) -> None:
+        """Train the discriminator on images and their reconstructions."""
+        assert self.discriminator is not None
+        assert self.gate is not None
+        rate = cosine_lr(step, max_steps=self.max_steps, settings=self.discriminator_optim)
+        set_lr(optimizer, rate)
+        optimizer.zero_grad()  # the generator's turn left gradients here
+        losses = []
+        for micro, fake in zip(batch, rebuilt, strict=True):
+            loss = hinge_discriminator_loss(
+                self.discriminator(micro.image, micro.degree),
+                self.discriminator(fake, micro.degree),
+            )
+            self.manual_backward(loss / len(batch))
+            losses.append(loss.detach())
+        self.clip(self.discriminator, self.discriminator_optim)
+        optimizer.step()
+        optimizer.zero_grad()
+        mean = torch.stack(losses).mean()
+        self.gate.update(mean)
+        self.log("train/discriminator", mean)
+        self.log("train/gate_open", float(self.gate.is_open))
+
+    def clip(self, module: nn.Module, settings: OptimSettings) -> None:
+        """Clip the gradient's norm and log it."""
+        limit = settings.clip if settings.clip is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
+        self.log("train/gradient_norm", norm)
+
+    def log_terms(self, terms: Sequence[TokenizerTerms], batch: Sequence[Batch]) -> None:
+        """Log the mean of each term over the micro-batches, and the loss per degree."""
+        for name in TokenizerTerms._fields:
+            mean = torch.stack([getattr(t, name) for t in terms]).mean()
+            label = "loss" if name == "total" else name
+            self.log(f"train/{label}", mean, prog_bar=name == "total")
+        for micro, term in zip(batch, terms, strict=True):
+            self.log(f"train/reconstruction_degree{micro.degree}", term.reconstruction)
+
+    # --- the codebook's start ---
+
+    def normalised_latents(self, image: Tensor, degree: int) -> Tensor:
+        """Latents [B, C, d, h, w] as the quantizer sees them."""
+        z = self.tokenizer.encode(image, degree)
+        return self.tokenizer.quantizer.norm(z.movedim(1, -1)).movedim(-1, 1)
+
+    def recent_batches(self, step: int) -> Iterable[list[Batch]]:
+        """Batches of the last steps, drawn again: a batch is a pure function of its step."""
+        dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        for past in range(max(step - self.code_start.num_steps, 0), step):
+            yield [micro._replace(image=micro.image.to(self.device)) for micro in dataset[past]]
+
+    @torch.no_grad()
+    def start_codes(self, batches: Iterable[Sequence[Batch]]) -> None:
+        """Put the codes onto clusters of the latents of ``batches``."""
+        latents = [
+            self.normalised_latents(micro.image, micro.degree).movedim(1, -1).flatten(0, -2).float()
+            for batch in batches
+            for micro in batch
+        ]
+        points = torch.cat(latents)
+        size = self.tokenizer.quantizer.codebook_size
+        centres = kmeans(points, size, generator=self.generator(self.start_step, purpose=1))
+        temperature = temperature_for_entropy(points, centres, self.code_start.entropy)
+        centres = broadcast_from_first_rank(centres)
+        shared = broadcast_from_first_rank(torch.tensor([temperature], device=self.device))
+        self.tokenizer.quantizer.start_from(centres, temperature=float(shared))

@@ -1,0 +1,83 @@
+"""The model card: what a person reads before using a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SHOWN = ("channels", "axes", "stride", "max_degree", "degree_rule", "stride_rule")
+
+_USE = {
+    "Tokenizer": """\
+tokenizer = spadnet.load_tokenizer("FOLDER")
+reconstruction, codes = tokenizer(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())""",
+    "SpadViT": """\
+encoder = spadnet.load_encoder("FOLDER")
+embedding = encoder("image.nii.gz")  # .cls [C], .tokens [D, H, W, C], .spacing""",
+}
+_USE["MaskedImageModel"] = _USE["SpadViT"]
+
+_WHAT = {
+    "Tokenizer": "visual tokenizer: turns an image into a grid of codes and back",
+    "SpadViT": "encoder: turns an image into a class token and a grid of tokens",
+    "MaskedImageModel": "masked image model: an encoder with the head that predicts codes",
+}
+
+
+def model_card(config: Mapping[str, Any], *, num_parameters: int) -> str:
+    """Write the card of a checkpoint as Markdown with the front matter that hubs read.
+
+    Args:
+        config: Contents of ``config.json``.
+        num_parameters: Number of parameters.
+    """
+    kind = config["model"]["class"]
+    name = config["model"]["name"] or kind
+    contract, training = config["contract"], config["training"]
+    data = [str(item) for item in training.get("data", [])]
+    lines = [
+        "---",
+        f"license: {config['licence'].lower()}",
+        "library_name: spadnet",
+        "tags: [medical-imaging, spadnet]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A spadnet {_WHAT[kind]}, for 2D and 3D images of any spacing. "
+        f"{num_parameters:,} parameters.",
+        "",
+        "```python",
+        "import spadnet",
+        "",
+        _USE[kind],
+        "```",
+        "",
+        "## What it takes",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key.replace('_', ' ')} | {contract[key]} |" for key in _SHOWN),
+        *(
+            f"| intensity, {key.replace('_', ' ')} | {v} |"
+            for key, v in contract["intensity"].items()
+        ),
+        f"| mean, std (applied inside) | {contract['mean']}, {contract['std']} |",
+        "",
+        "## Training",
+        "",
+        f"Data: {', '.join(data) if data else 'not recorded'}.",
+        "",
+        *(f"- {key}: {value}" for key, value in training.items() if key != "data"),
+        "",
+        f"Written by spadnet {config['versions']['spadnet']}, torch {config['versions']['torch']}.",
+        "",
+        "## Limits",
+        "",
+        "Not a medical device: do not use it to diagnose or treat anyone. It has seen the data "
+        "named above and nothing else; check it on your own modality, body region and device.",
+        "",
+        "## Licence",
+        "",
+        f"{config['licence']}.",
+        "",
+    ]
+    return "\n".join(lines)

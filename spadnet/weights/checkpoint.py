@@ -1,0 +1,128 @@
+"""The checkpoint folder on disk: config.json, model.safetensors, README.md (the model card).
+
+``config.json`` holds plain types only: the constructor arguments, the whole input contract, what
+the model was trained on, licence and versions.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spadnet.near_names import suggest
+from spadnet.weights.convert import StateDict
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+ENTRIES = ("format_version", "model", "contract", "training", "licence", "versions")
+
+
+def write_folder(
+    folder: Path, *, config: Mapping[str, Any], state: Mapping[str, Tensor], card: str
+) -> None:
+    """Write a checkpoint folder; nothing is left half-written.
+
+    The files are written beside the folder and moved there when all of them are complete; files of
+    an earlier save are replaced, others left alone.
+
+    Raises:
+        ValueError: If ``config`` holds more than plain types.
+        OSError: If the disk is full or the folder cannot be written.
+    """
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{CONFIG_FILE} takes plain types only: {error}") from error
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        staging.mkdir(parents=True)
+        (staging / CONFIG_FILE).write_text(text, encoding="utf-8")
+        (staging / CARD_FILE).write_text(card, encoding="utf-8")
+        own = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        save_file(own, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        # safetensors makes its files private; take the access that the user's files have.
+        (staging / WEIGHTS_FILE).chmod((staging / CONFIG_FILE).stat().st_mode)
+        for file in staging.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        if folder.is_dir():
+            for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
+                (staging / name).replace(folder / name)
+        else:
+            staging.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise _save_error(error, folder) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _save_error(error: Exception, folder: Path) -> OSError:
+    """One line with reason and folder, whichever library met the fault."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := re.search(r"os error (\d+)", str(error))):
+        number = int(match[1])
+    reason = os.strerror(number) if number else str(error)
+    return OSError(number or 0, f"{reason}; the model was not saved", str(folder))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check the ``config.json`` of a checkpoint folder."""
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder}: not a checkpoint folder, it has no {CONFIG_FILE}") from error
+    except ValueError as error:  # neither UTF-8 nor JSON
+        raise ValueError(f"{file}: not JSON: {error}") from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if not isinstance(version, int):
+        raise ValueError(f"{file}: not the config of a spadnet checkpoint")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{file}: format version {version} is newer than this spadnet, which reads up to "
+            f"{FORMAT_VERSION}; update spadnet"
+        )
+    check_entries(config, ENTRIES, where=str(file))
+    check_entries(config["model"], ("class", "name", "arguments"), where=f"{file}: model")
+    return config
+
+
+def check_entries(
+    given: Any, known: Sequence[str], *, where: str, required: Sequence[str] | None = None
+) -> None:
+    """Refuse unknown and missing entries of a config; all known ones are required by default."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{where}: expected entries {', '.join(known)}, got {given!r:.60}")
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{where}: unknown entry {key!r}{suggest(key, known)}")
+    if missing := [key for key in (known if required is None else required) if key not in given]:
+        raise ValueError(f"{where}: lacks {', '.join(missing)}")
+
+
+def read_weights(file: Path, *, prefix: str = "") -> tuple[StateDict, list[str]]:
+    """Read the tensors below ``prefix``; return them without it, and the keys left out."""
+    if not file.is_file():
+        raise ValueError(f"{file.parent}: has no {file.name}")
+    try:
+        with safe_open(file, framework="pt") as weights:
+            keys = list(weights.keys())
+            # Cloned, for memory of their own that outlives the file.
+            state = {
+                key.removeprefix(prefix): weights.get_tensor(key).clone()
+                for key in keys
+                if key.startswith(prefix)
+            }
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged or truncated: {error}") from error
+    return state, [key for key in keys if not key.startswith(prefix)]

@@ -1,0 +1,299 @@
+"""Save models as checkpoint folders and load them, from disk or from a Hugging Face hub.
+
+Loading is strict: whatever does not fit is an error, unless it was asked for.
+"""
+
+import importlib.metadata
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from spadnet.models import registry
+from spadnet.models.mim import MaskedImageModel
+from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.vit import SpadViT
+from spadnet.near_names import suggest
+from spadnet.weights.card import model_card
+from spadnet.weights.checkpoint import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    check_entries,
+    read_config,
+    read_weights,
+    write_folder,
+)
+from spadnet.weights.contract import InputContract, Model, contract_of, read_contract
+from spadnet.weights.source import HubOptions, find_folder
+from spadnet.weights.strict import LoadReport, fit_weights
+
+logger = logging.getLogger(__name__)
+
+_CLASSES: dict[str, type[Model]] = {
+    "Tokenizer": Tokenizer,
+    "SpadViT": SpadViT,
+    "MaskedImageModel": MaskedImageModel,
+}
+
+
+class Loaded(NamedTuple):
+    """A model and where it comes from.
+
+    Attributes:
+        model: The model in evaluation mode.
+        contract: What the model takes.
+        config: Contents of ``config.json``.
+        report: What became of every key.
+        folder: The checkpoint folder.
+    """
+
+    model: Model
+    contract: InputContract
+    config: dict[str, Any]
+    report: LoadReport
+    folder: Path
+
+
+# --- save ---
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    licence: str = "Apache-2.0",
+    intensity: Mapping[str, Any] | None = None,
+) -> Path:
+    """Save a model as a checkpoint folder; nothing is left half-written.
+
+    >>> save_pretrained(tokenizer, "runs/tokenizer", training={"data": ["IXI"]})  # doctest: +SKIP
+
+    Args:
+        model: Tokenizer, SPAD-ViT or masked image model.
+        folder: Where to; files of an earlier save there are replaced, others left alone.
+        name: Name of the size, such as ``"spad_vt_tiny"``.
+        training: Plain facts about the training; ``data`` lists the data sets.
+        licence: SPDX name of the licence of the weights.
+        intensity: What differs from :data:`spadnet.weights.contract.INTENSITY_RULE` in the
+            preprocessing that the model was trained with.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the model is of no known class, or ``training`` holds more than plain types.
+        OSError: If the disk is full or the folder cannot be written.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps
+    if not isinstance(model, Model):
+        raise ValueError(f"cannot save a {type(model).__name__}; known are {', '.join(_CLASSES)}")
+    folder = Path(folder).expanduser()
+    config = {
+        "format_version": FORMAT_VERSION,
+        "model": {"class": type(model).__name__, "name": name, "arguments": model.config()},
+        "contract": contract_of(model, intensity=intensity)._asdict(),
+        "training": dict(training or {}),
+        "licence": licence,
+        "versions": {"spadnet": _version(), "torch": str(torch.__version__)},
+    }
+    card = model_card(config, num_parameters=sum(p.numel() for p in model.parameters()))
+    write_folder(folder, config=config, state=model.state_dict(), card=card)
+    return folder
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("spadnet")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+# --- load ---
+
+
+def load_checkpoint(
+    source: str | Path,
+    *,
+    expect: type[Model] | None = None,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    pos_grid: Sequence[int] | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Loaded:
+    """Load a model with everything known about it.
+
+    Args:
+        source: Folder, ``local-dir:folder``, ``org/name[@revision]``, or the same after
+            ``hf-hub:``.
+        expect: Class that is wanted; an encoder is also taken out of a masked image model.
+        in_chans: Channels wanted; the first and last layers are adapted to them.
+        num_classes: Width of the classifier wanted; another width than the saved one starts afresh.
+        pos_grid: Position grid (D, H, W) wanted; the saved one is resampled to it.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Where downloads are kept.
+        token: Access token for the hub, True for the stored one.
+        local_files_only: Whether to use only what was downloaded before.
+
+    Raises:
+        ValueError: If the folder is missing, damaged or of another kind, or the weights do not fit.
+        OSError: If the hub cannot be reached.
+    """
+    folder = find_folder(source, HubOptions(revision, cache_dir, token, local_files_only))
+    config = read_config(folder)
+    where, prefix = str(folder / CONFIG_FILE), ""
+    kind, arguments = config["model"]["class"], config["model"]["arguments"]
+    if kind not in _CLASSES:
+        raise ValueError(f"{where}: unknown model class {kind!r}{suggest(str(kind), _CLASSES)}")
+    if expect is SpadViT and kind == "MaskedImageModel" and "vit" in arguments:
+        kind, arguments, prefix = "SpadViT", arguments["vit"], "vit."
+    if expect is not None and _CLASSES[kind] is not expect:
+        reader = "load_tokenizer" if kind == "Tokenizer" else "load_encoder"
+        raise ValueError(
+            f"{folder}: holds a {kind}, not a {expect.__name__}; spadnet.{reader} reads it"
+        )
+    model = _build(kind, arguments, where=where)
+    contract = read_contract(config["contract"], model=model, where=where)
+    if in_chans is not None or pos_grid is not None:
+        changed = _change(arguments, kind=kind, in_chans=in_chans, pos_grid=pos_grid)
+        model = _build(kind, changed, where=where)
+    if num_classes is not None and not isinstance(model, SpadViT):
+        raise ValueError(f"{folder}: a {kind} has no classifier, got num_classes={num_classes}")
+    state, left_out = read_weights(folder / WEIGHTS_FILE, prefix=prefix)
+    fitted, report = fit_weights(
+        state,
+        model,
+        contract=contract,
+        where=str(folder / WEIGHTS_FILE),
+        adapt_channels=in_chans is not None,
+        resize_positions=pos_grid is not None,
+    )
+    report.unexpected.extend(left_out)
+    model.load_state_dict(fitted, assign=True)
+    vit = model.vit if isinstance(model, MaskedImageModel) else model
+    if isinstance(vit, SpadViT):
+        vit.register_intensity()
+        if num_classes is not None and num_classes != vit.num_classes:
+            report.unexpected.extend(_move_head(report.loaded))
+            vit.reset_classifier(num_classes)
+            report.missing.extend(key for key in vit.state_dict() if key.startswith("head."))
+    logger.info("%s: %s", folder, report)
+    now = contract_of(model, intensity=contract.intensity)
+    return Loaded(model.eval(), now, config, report, folder)
+
+
+def load_pretrained(source: str | Path, **options: Any) -> Model:
+    """Load whatever model a checkpoint holds; the options are those of :func:`load_checkpoint`."""
+    return load_checkpoint(source, **options).model
+
+
+def load_tokenizer(source: str | Path, **options: Any) -> Tokenizer:
+    """Load a tokenizer in evaluation mode; the options are those of :func:`load_checkpoint`.
+
+    >>> tokenizer = load_tokenizer("runs/demo/tokenizer")  # doctest: +SKIP
+    """
+    model = load_checkpoint(source, expect=Tokenizer, **options).model
+    assert isinstance(model, Tokenizer)
+    return model
+
+
+def load_vit(source: str | Path, **options: Any) -> SpadViT:
+    """Load a SPAD-ViT in evaluation mode, from its own folder or a masked image model's.
+
+    The options are those of :func:`load_checkpoint`; see
+    :func:`spadnet.inference.encoder.load_encoder` for an encoder that takes files.
+    """
+    model = load_checkpoint(source, expect=SpadViT, **options).model
+    assert isinstance(model, SpadViT)
+    return model
+
+
+def _build(kind: str, arguments: Any, *, where: str) -> Model:
+    """Build a model on the meta device: all of its values are about to be read."""
+    parameters = inspect.signature(_CLASSES[kind]).parameters
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    check_entries(arguments, list(parameters), required=required, where=f"{where}: {kind}")
+    rest = dict(arguments)
+    vit = _build("SpadViT", rest.pop("vit"), where=where) if "vit" in parameters else None
+    try:
+        with torch.device("meta"):
+            if vit is None:
+                return _CLASSES[kind](**rest)
+            assert isinstance(vit, SpadViT)
+            return MaskedImageModel(vit, **rest)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{where}: cannot build a {kind}: {error}") from error
+
+
+def _change(
+    arguments: Mapping[str, Any],
+    *,
+    kind: str,
+    in_chans: int | None,
+    pos_grid: Sequence[int] | None,
+) -> dict[str, Any]:
+    """Arguments for other channels, with their own normalisation, or for another grid."""
+    changed = dict(arguments)
+    if kind == "MaskedImageModel":
+        changed["vit"] = _change(
+            changed["vit"], kind="SpadViT", in_chans=in_chans, pos_grid=pos_grid
+        )
+        return changed
+    if in_chans is not None and in_chans != changed["in_chans"]:
+        changed["in_chans"] = in_chans
+        changed.pop("mean", None)
+        changed.pop("std", None)
+    if pos_grid is not None:
+        if kind != "SpadViT":
+            raise ValueError(f"a {kind} has no position grid, got pos_grid={tuple(pos_grid)}")
+        changed["pos_grid"] = list(pos_grid)
+    return changed
+
+
+def _move_head(loaded: list[str]) -> list[str]:
+    """Take the classifier's keys out of a list of keys and return them."""
+    head = [key for key in loaded if key.startswith("head.")]
+    loaded[:] = [key for key in loaded if key not in head]
+    return head
+
+
+# --- by name ---
+
+
+def create_model(
+    name: str, *, pretrained: bool | str | Path = False, **arguments: Any
+) -> nn.Module:
+    """Build a model of a registered size, with random or pretrained weights.
+
+    >>> vit = create_model("spad_vit_tiny", in_chans=1, num_classes=3)
+
+    Args:
+        name: One of :func:`spadnet.models.registry.model_names`.
+        pretrained: True for the weights of that name, or a source as for :func:`load_checkpoint`:
+            its first layer is adapted to ``in_chans``, and a classifier of another width than
+            ``num_classes`` starts afresh.
+        **arguments: Arguments of the size's function, such as ``in_chans`` and ``num_classes``.
+    """
+    model = registry.create_model(name, **arguments)
+    if pretrained is False:
+        return model
+    source = name if pretrained is True else pretrained
+    assert isinstance(model, Model)
+    num_classes = model.num_classes if isinstance(model, SpadViT) else None
+    loaded = load_checkpoint(
+        source, expect=type(model), in_chans=contract_of(model).channels, num_classes=num_classes
+    )
+    fitted, _ = fit_weights(
+        loaded.model.state_dict(), model, contract=loaded.contract, where=f"{source} for {name}"
+    )
+    model.load_state_dict(fitted)
+    return model

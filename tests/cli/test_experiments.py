@@ -1,0 +1,77 @@
+"""Every experiment composes, and its models, losses and data can be built."""
+
+import pytest
+import torch
+
+from spadnet.cli import pretrain_mim, pretrain_tokenizer
+from spadnet.cli.configure import configure
+from spadnet.cli.data import build_data
+from spadnet.cli.training import plain
+from spadnet.cli.usage import config_groups, config_root
+from spadnet.models.registry import create_model
+from spadnet.models.tokenizer import Tokenizer
+
+EXPERIMENTS = config_groups([config_root()])["experiment"]
+PARAMETERS = {
+    "tokenizer_base": 34_253_955,
+    "mim_base": 94_930_944,
+    "mim_large": 315_498_432,
+}
+
+
+def stage_of(experiment: str) -> str:
+    return "mim" if "mim" in experiment else "tokenizer"
+
+
+def test_the_promised_experiments_are_there() -> None:
+    promised = {"tokenizer_base", "mim_base", "mim_large", "tokenizer_tiny", "mim_tiny"}
+    assert promised <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_can_be_built(experiment: str) -> None:
+    stage = stage_of(experiment)
+    arguments = [f"experiment={experiment}", "data=synthesis"]
+    if stage == "mim":
+        arguments.append("tokenizer=somewhere")
+    config = configure(f"pretrain_{stage}", arguments)
+    assert config is not None
+    settings = plain(config)
+    with torch.device("meta"):
+        if stage == "tokenizer":
+            task = pretrain_tokenizer.build_task(settings)
+            model, in_chans = task.tokenizer, task.tokenizer.in_chans
+        else:
+            size = "spad_vt_base" if settings["model"]["in_chans"] == 3 else "spad_vt_tiny"
+            tokenizer = create_model(size)
+            assert isinstance(tokenizer, Tokenizer)
+            mim = pretrain_mim.build_task(settings, tokenizer)
+            model, in_chans = mim.model.vit, tokenizer.in_chans
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == PARAMETERS.get(experiment, count)
+    data = build_data(settings, in_chans=in_chans)
+    assert data.module.max_steps == settings["trainer"]["max_steps"]
+    assert data.names == ["spadnet synthesis"]
+
+
+def test_published_figures() -> None:
+    first = configure("pretrain_tokenizer", ["experiment=tokenizer_base"])
+    assert first is not None
+    assert (first.trainer.max_steps, first.optim.lr, first.discriminator.lr) == (
+        500_000,
+        1e-4,
+        1e-3,
+    )
+    assert (first.optim.warmup_steps, first.optim.final_lr) == (25_000, 1e-6)
+    assert (first.loss.prior_weight, first.loss.entropy_weight) == (0.03, 1.0)
+    for name, num_mask_layers in (("mim_base", 12), ("mim_large", 6)):
+        second = configure("pretrain_mim", [f"experiment={name}"])
+        assert second is not None
+        assert (second.trainer.max_steps, second.optim.lr, second.optim.clip) == (
+            300_000,
+            2e-5,
+            0.5,
+        )
+        assert (second.optim.warmup_steps, second.mask_ratio) == (10_000, 0.55)
+        assert second.model.num_mask_layers == num_mask_layers
+        assert list(second.data.tokens) == [5, 10, 10]

@@ -1,0 +1,70 @@
+"""A user's folder: everything in it is found and read, or it says what is wrong."""
+
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import PIL.Image
+import pytest
+
+from spadnet.data.folder import find_images, load_folder
+from spadnet.data.io import ImageError
+from spadnet.spacing import Spacing
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
+    volume = rng.integers(0, 900, (20, 21, 8)).astype(np.int16)
+    affine = np.diag([-1.0, -1.0, 4.0, 1.0])
+    nib.save(nib.Nifti1Image(volume, affine), tmp_path / "a" / "scan.nii.gz")
+    series = rng.random((10, 11, 8, 3)).astype(np.float32)
+    nib.save(nib.Nifti1Image(series, affine), tmp_path / "a" / "b" / "cine.nii")
+    pixels = rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a" / "EYE.PNG")
+    PIL.Image.fromarray(pixels).save(tmp_path / ".hidden" / "no.png")
+    PIL.Image.fromarray(pixels).save(tmp_path / "a" / "._EYE.png")
+    (tmp_path / "notes.txt").write_text("hello")
+    return tmp_path
+
+
+def test_everything_is_found_once_in_order(folder: Path) -> None:
+    names = [str(path.relative_to(folder)) for path in find_images(folder)]
+    assert names == ["a/EYE.PNG", "a/b/cine.nii", "a/scan.nii.gz"]
+
+
+def test_frames_of_a_series_share_their_weight(folder: Path) -> None:
+    volumes = load_folder(folder)
+    assert [volume.weight for volume in volumes] == [1.0, 5 / 9, 5 / 9, 5 / 9, 1.0]
+    assert volumes[0].spacing == Spacing.planar()
+    assert volumes[-1].spacing == Spacing(4, 1, 1)
+    assert {volume.image.shape[0] for volume in volumes} == {1}
+    assert all(v.image.min() >= 0 and v.image.max() <= 1 for v in volumes)
+
+
+def test_bad_file_ends_it_or_is_left_out_with_its_reason(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "bad.nii.gz").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"bad\.nii\.gz: the file is empty"):
+        load_folder(folder)
+    with caplog.at_level(logging.WARNING):
+        assert len(load_folder(folder, on_error="skip")) == 5
+    assert "bad.nii.gz: the file is empty" in caplog.text
+    with pytest.raises(ValueError, match="'ignore'"):
+        load_folder(folder, on_error="ignore")  # type: ignore[arg-type]
+
+
+def test_folders_without_images_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no images in this folder"):
+        load_folder(tmp_path)
+    with pytest.raises(ImageError, match="no such folder"):
+        load_folder(tmp_path / "absent")
+    (tmp_path / "flat.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="not a folder"):
+        load_folder(tmp_path / "flat.png")
+    with pytest.raises(ImageError, match="none of its 1 images can be used"):
+        load_folder(tmp_path, on_error="skip")

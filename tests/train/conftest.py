@@ -1,0 +1,132 @@
+"""Tiny tasks and batches for the tests of the training engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule
+from torch.utils.data import Dataset
+
+from spadnet.data.batch import Batch
+from spadnet.models.discriminator import SpadDiscriminator
+from spadnet.models.mim import MaskedImageModel
+from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.vit import SpadViT
+from spadnet.train.datamodule import StepDataModule
+from spadnet.train.mim_task import MimTask
+from spadnet.train.optim import OptimSettings
+from spadnet.train.run import FitResult, fit
+from spadnet.train.tokenizer_task import CodeStart, TokenizerTask
+
+NUM_CODES = 8
+OPTIM = OptimSettings(lr=1e-2, warmup_steps=2, clip=1.0)
+
+
+class RandomSteps(Dataset[list[Batch]]):
+    """Random images; each step is a pure function of its number."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        generator = torch.Generator().manual_seed(step)
+        return [
+            Batch(
+                torch.rand(2, 1, depth, 32, 32, generator=generator),
+                degree,
+                torch.ones(2, 3),
+                [f"{step}-{degree}-{i}" for i in range(2)],
+            )
+            for degree, depth in ((5, 1), (3, 2))
+        ]
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Tokenizer of a few thousand parameters."""
+    return Tokenizer(
+        in_chans=1,
+        widths=(8, 8, 16),
+        codebook_size=NUM_CODES,
+        norm_latent=True,
+        short_training=True,
+    )
+
+
+def tokenizer_task(max_steps: int) -> TokenizerTask:
+    """Task of stage 1 whose codes start from clusters after a third of the training."""
+    torch.manual_seed(0)
+    return TokenizerTask(
+        tiny_tokenizer(),
+        max_steps=max_steps,
+        optim=OPTIM,
+        code_start=CodeStart(share=0.34, num_steps=2, entropy=1.0),
+    )
+
+
+def adversarial_task(max_steps: int) -> TokenizerTask:
+    """Task of stage 1 with all that has a state: discriminator, open gate, averaged codebook."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(
+        in_chans=1, widths=(8, 8, 16), codebook_size=NUM_CODES, quantizer="nearest"
+    )
+    task = TokenizerTask(
+        tokenizer,
+        max_steps=max_steps,
+        discriminator=SpadDiscriminator(1, widths=(8, 16)),
+        optim=OPTIM,
+        discriminator_optim=OPTIM,
+    )
+    assert task.gate is not None
+    task.gate.threshold = 100.0
+    return task
+
+
+def mim_task(max_steps: int) -> MimTask:
+    """Task of stage 2 with dropped residual branches, which draw from the global generator."""
+    torch.manual_seed(0)
+    vit = SpadViT(in_chans=1, embed_dim=24, depth=2, num_heads=2, drop_path_rate=0.5)
+    model = MaskedImageModel(vit, codebook_size=NUM_CODES, num_mask_layers=1)
+    return MimTask(model, tiny_tokenizer(), max_steps=max_steps, optim=OPTIM)
+
+
+TASKS: dict[str, Callable[[int], LightningModule]] = {
+    "tokenizer": tokenizer_task,
+    "adversarial": adversarial_task,
+    "mim": mim_task,
+}
+
+
+@pytest.fixture(params=sorted(TASKS))
+def build_task(request: pytest.FixtureRequest) -> Callable[[int], LightningModule]:
+    """Build the task of either stage for a number of steps."""
+    return TASKS[request.param]
+
+
+@pytest.fixture
+def quick_fit() -> Callable[..., FitResult]:
+    """Fit on random images on the CPU."""
+
+    def run(
+        task: LightningModule,
+        run_dir: Path,
+        *,
+        max_steps: int,
+        num_workers: int = 0,
+        **options: object,
+    ) -> FitResult:
+        data = StepDataModule(RandomSteps(), max_steps=max_steps, num_workers=num_workers)
+        settings: dict[str, object] = {
+            "accelerator": "cpu",
+            "tensorboard": False,
+            "log_every_steps": 1,
+        }
+        return fit(task, data, run_dir, **{**settings, **options})  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture
+def random_steps() -> Callable[[], RandomSteps]:
+    """Build a data set of random images."""
+    return RandomSteps
