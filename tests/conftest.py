@@ -1,7 +1,6 @@
 """Settings shared by all tests: one thread, a fixed seed, and no CUDA test without a device."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,10 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _forget_logging_of_the_command_line() -> Iterator[None]:
-    """Undo what a test of the command line sets on the package's logger."""
+def _forget_logging_of_the_command_line() -> None:
+    """Undo what an earlier test, or a fixture of its module, set on the package's logger."""
     logger = logging.getLogger("spadnet")
-    handlers, level = list(logger.handlers), logger.level
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
