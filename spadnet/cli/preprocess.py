@@ -28,7 +28,8 @@ from spadnet.data.atomic import write_atomic
 from spadnet.data.fingerprint import as_text, fingerprint
 from spadnet.data.fingerprint_page import render, thumbnails
 from spadnet.data.inputs import list_items
-from spadnet.data.prepare_folder import QUARANTINE, Prepared, Settings, prepare_store
+from spadnet.data.prepare_folder import QUARANTINE, Prepared, prepare_store
+from spadnet.data.prepare_item import Settings
 from spadnet.data.verify import find_damage, write_sums
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 
 from spadnet.data.atomic import write_atomic
 from spadnet.data.datasets import Volume
-from spadnet.data.image import ImageError, file_name
+from spadnet.data.image import Axes, Grid, Image, ImageError, Vector, file_name
 from spadnet.data.preprocess import Window
 from spadnet.data.sampler import balanced_weights
 from spadnet.data.store import StoredImage, StoredVolume
@@ -38,6 +38,9 @@ class Record(NamedTuple):
         window: Stored values that stand for 0 and 1.
         original_shape: Voxels along the source's own axes, slowest first.
         original_spacing: In mm along them.
+        original_direction: Unit vectors (L, P, S) of them; a sheared file keeps its shear.
+        original_origin: World position (L, P, S) in mm of the source's first voxel.
+        original_num_axes: Spatial axes of the source: 2 or 3.
         axes: The source's axis behind each of z, y, x.
         flips: Whether each of z, y, x runs against the source's axis.
         direction: Unit vectors (L, P, S) of z, y, x.
@@ -65,6 +68,9 @@ class Record(NamedTuple):
     window: list[float]
     original_shape: list[int]
     original_spacing: list[float]
+    original_direction: list[list[float]]
+    original_origin: list[float]
+    original_num_axes: int
     axes: list[int]
     flips: list[bool]
     direction: list[list[float]]
@@ -78,6 +84,31 @@ class Record(NamedTuple):
     num_bytes: int
     sha256: str
     preprocessing: str
+
+    def as_image(self, array: np.ndarray) -> Image:
+        """Values on this image's grid with its geometry, for ``paste_back``.
+
+        Args:
+            array: [C, D, H, W].
+        """
+        size, rows = self.original_shape, self.original_direction
+        grid = Grid(
+            size=(size[0], size[1], size[2]),
+            spacing=_vector(self.original_spacing),
+            direction=(_vector(rows[0]), _vector(rows[1]), _vector(rows[2])),
+            origin=_vector(self.original_origin),
+            num_axes=self.original_num_axes,
+        )
+        axes, flips, own = self.axes, self.flips, self.direction
+        return Image(
+            array=array,
+            spacing=Spacing(*self.spacing),
+            direction=(_vector(own[0]), _vector(own[1]), _vector(own[2])),
+            origin=_vector(self.origin),
+            source=self.key,
+            modality=self.modality,
+            axes=Axes((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]), grid),
+        )
 
 
 def write_catalogue(folder: Path, records: Iterable[Record]) -> None:
@@ -229,6 +260,11 @@ def _counted(array: np.ndarray) -> dict[str, Any]:
         "max": float(high),
         "percentiles": _by_percent(percentiles),
     }
+
+
+def _vector(values: list[float]) -> Vector:
+    x, y, z = values
+    return x, y, z
 
 
 def _by_percent(percentiles: list[float]) -> dict[str, float]:

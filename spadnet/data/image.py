@@ -97,7 +97,14 @@ class Stored(NamedTuple):
     modality: str | None
 
 
-def orient(array: np.ndarray, grid: Grid, *, source: str, modality: str | None = None) -> Image:
+def orient(
+    array: np.ndarray,
+    grid: Grid,
+    *,
+    source: str,
+    modality: str | None = None,
+    along: int = 2,
+) -> Image:
     """Turn a file's array so that the axis with the odd spacing is z; where none is, axially.
 
     A single-voxel axis is always z. Of the others, y points down on a display and x right: head
@@ -108,6 +115,7 @@ def orient(array: np.ndarray, grid: Grid, *, source: str, modality: str | None =
         grid: Geometry of the file.
         source: Named in errors.
         modality: DICOM's code where known.
+        along: World axis (0 left, 1 posterior, 2 superior) that z follows where no axis is odd.
 
     Returns:
         The image; its array is contiguous.
@@ -128,7 +136,7 @@ def orient(array: np.ndarray, grid: Grid, *, source: str, modality: str | None =
     direction = nearest_rotation(np.array(grid.direction))
     world = _world_axes(direction)
     odd = single[0] if single else depth_axis(grid.spacing)
-    z = world.index(2) if odd is None else odd
+    z = world.index(along) if odd is None else odd
     # Down is towards the feet, or towards the back in axial slices; right is what remains.
     y = max((axis for axis in range(3) if axis != z), key=lambda axis: world[axis])
     order = (z, y, 3 - z - y)
@@ -139,23 +147,32 @@ def orient(array: np.ndarray, grid: Grid, *, source: str, modality: str | None =
     )
     turned = np.transpose(array, (0, *(1 + axis for axis in order)))
     turned = np.flip(turned, tuple(1 + axis for axis in range(3) if flips[axis]))
-    origin = np.array(grid.origin, dtype=float)
-    rows = []
-    for axis, flip in zip(order, flips, strict=True):
-        if flip:
-            step = np.array(grid.direction[axis]) * grid.spacing[axis]
-            origin = origin + step * (grid.size[axis] - 1)
-        rows.append(_vector(-direction[axis] if flip else direction[axis]))
+    axes = Axes(order, (flips[0], flips[1], flips[2]), grid)
+    rows = [
+        _vector(-direction[axis] if flip else direction[axis])
+        for axis, flip in zip(order, flips, strict=True)
+    ]
     spacing = Spacing(*(float(grid.spacing[axis]) for axis in order))
     return Image(
         array=np.require(turned, requirements=["C", "W"]),
         spacing=Spacing.planar(spacing.y, spacing.x) if single else spacing,
         direction=(rows[0], rows[1], rows[2]),
-        origin=_vector(origin),
+        origin=first_voxel(axes),
         source=source,
         modality=modality,
-        axes=Axes(order, (flips[0], flips[1], flips[2]), grid),
+        axes=axes,
     )
+
+
+def first_voxel(axes: Axes) -> Vector:
+    """World position (L, P, S) in mm of the first voxel of an image as ``orient`` gives it."""
+    grid = axes.grid
+    origin = np.array(grid.origin, dtype=float)
+    for axis, flip in zip(axes.order, axes.flips, strict=True):
+        if flip:
+            step = np.array(grid.direction[axis]) * grid.spacing[axis]
+            origin = origin + step * (grid.size[axis] - 1)
+    return _vector(origin)
 
 
 def restore_axes(array: np.ndarray, axes: Axes) -> np.ndarray:

@@ -5,14 +5,36 @@ import glob
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spadnet.data.folder import find_images
 from spadnet.data.image import ImageError, file_name
+from spadnet.data.recipe_files import find_files
+from spadnet.data.recipe_schema import Recipe
 
 TABLES = (".csv", ".jsonl")
+
+
+class Rules(NamedTuple):
+    """What a recipe says of the images of a file; by default nothing.
+
+    Attributes:
+        frames: What the frames weigh; see ``frame_weights``.
+        channels: Modalities of the frames, where these are images of their own.
+        pixels: "gray" where channels must be equal and one is kept, "rgb" for colour.
+        orientation: Code whose first letter tells how slices run where no axis is odd: R
+            sagittal, A coronal, S axial; "auto" and "stored" leave it to ``orient``.
+        crop: "clip" for the box and the intensities of ``cut_to_body`` with ``clip``.
+    """
+
+    frames: str = "series"
+    channels: tuple[str, ...] = ()
+    pixels: str | None = None
+    orientation: str = "auto"
+    crop: str = "foreground"
 
 
 class Item(NamedTuple):
@@ -25,6 +47,7 @@ class Item(NamedTuple):
         modality: DICOM's code; None leaves it to the file.
         spacing: In mm along the file's own axes, slowest first; None leaves it to the file.
         weight: How often it is drawn, relative to others of its data set.
+        rules: What a recipe adds.
     """
 
     path: Path
@@ -33,6 +56,7 @@ class Item(NamedTuple):
     modality: str | None = None
     spacing: tuple[float, float, float] | None = None
     weight: float = 1.0
+    rules: Rules = Rules()
 
 
 def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
@@ -67,6 +91,46 @@ def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
     repeated = [key for key, count in Counter(item.key for item in items).items() if count > 1]
     if repeated:
         raise ImageError(f"{file_name(path)}: {repeated[0]} is listed twice")
+    return _named(items)
+
+
+def list_recipe_items(
+    recipe: Recipe, folder: str | Path, *, dataset: str | None = None
+) -> list[Item]:
+    """List the images of a copy of a public data set.
+
+    Args:
+        recipe: Of the set.
+        folder: Of the set, or the one that it lies in.
+        dataset: Name to give it; by default the recipe's.
+
+    Returns:
+        Items, sorted by key. What the recipe knows and the copy lacks is logged.
+
+    Raises:
+        ImageError: If nothing is where the recipe says; the message names what was looked for.
+    """
+    return _named(
+        Item(
+            path=source.path,
+            key=source.key,
+            dataset=dataset or source.dataset,
+            modality=source.modality,
+            weight=source.weight,
+            rules=Rules(
+                frames=source.frames,
+                channels=source.channels,
+                pixels=source.pixels,
+                orientation=source.orientation,
+                crop=source.crop,
+            ),
+        )
+        for source in find_files(recipe, Path(folder).expanduser())
+    )
+
+
+def _named(items: Iterable[Item]) -> list[Item]:
+    """Items with names that can be printed, sorted by key."""
     named = [
         item._replace(key=file_name(item.key), dataset=file_name(item.dataset)) for item in items
     ]
@@ -74,15 +138,23 @@ def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
 
 
 def _match(pattern: Path, *, dataset: str | None) -> list[Item]:
-    """Files that a pattern matches; keys start where the pattern does."""
+    """Matching files, and the images of matching folders; keys start where the pattern does."""
     fixed = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
     root = Path(*pattern.parts[:fixed])
-    matched = sorted(set(glob.glob(str(pattern), recursive=True)))
-    files = [Path(name) for name in matched if Path(name).is_file()]
+    matched = [Path(name) for name in sorted(set(glob.glob(str(pattern), recursive=True)))]
+    folders = {path for path in matched if path.is_dir()}
+    # What lies in a folder that matches is found with the folder.
+    files = {path for path in matched if path.is_file() and folders.isdisjoint(path.parents)}
+    for folder in folders:
+        if folders.isdisjoint(folder.parents):
+            with suppress(ImageError):  # no images in this one; in all of them is an error
+                files.update(find_images(folder))
     if not files:
-        raise ImageError(f"{file_name(pattern)}: no file matches")
+        what = "no image in the folders that match" if folders else "no file matches"
+        raise ImageError(f"{file_name(pattern)}: {what}")
     name = dataset or root.resolve().name
-    return [Item(file, file.relative_to(root).as_posix(), name) for file in files]
+    keys = {path: path.relative_to(root).as_posix() for path in files}
+    return [Item(path, name if key == "." else key, name) for path, key in keys.items()]
 
 
 def _read_table(path: Path, *, dataset: str) -> list[Item]:

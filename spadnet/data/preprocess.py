@@ -16,6 +16,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 _MAX_SAMPLE = 1 << 22  # voxels that percentiles of float images are taken from
+_CLIP = (0.23, 99.73)  # percentiles of all voxels
 
 
 class Window(NamedTuple):
@@ -57,7 +58,11 @@ def prepare(
 
 
 def cut_to_body(
-    image: Image, *, crop: bool = True, percentiles: tuple[float, float] = (0.5, 99.5)
+    image: Image,
+    *,
+    crop: bool = True,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    clip: bool = False,
 ) -> tuple[Image, Window]:
     """Crop to the foreground and find the intensities that become 0 and 1.
 
@@ -65,6 +70,8 @@ def cut_to_body(
         image: As read.
         crop: As in ``prepare``.
         percentiles: As in ``prepare``.
+        clip: For volumes, the rule of some recipes instead: 0 and 1 are the 0.23 and the 99.73
+            percentile of all voxels, and the foreground is what lies above the lower one.
 
     Returns:
         Image with voxels of its own type, and the window for ``scale``.
@@ -76,22 +83,20 @@ def cut_to_body(
     low, high = float(array.min()), float(array.max())
     if low == high:
         raise ImageError(f"{image.source}: all voxels are {low:g}; there is nothing to see")
+    if clip and not image.spacing.is_planar:
+        low, high = _percentiles(array.ravel()[:: max(array.size // _MAX_SAMPLE, 1)], _CLIP)
+        return _cut(image, _any_channel(array > low), Window(low, high), crop=crop)
     is_picture = array.dtype == np.uint8 or (array.shape[0] == 3 and image.spacing.is_planar)
     threshold = 0.0 if image.spacing.is_planar else low
     mask = _any_channel(array > threshold)
     if not image.spacing.is_planar:
         floor = _percentiles(_inside(array, mask), (0.5,))[0]
         mask = _any_channel(array > floor)
-    box = _bounding_box(mask)
     if is_picture:
         low, high = 0.0, _white(array)
     else:
         low, high = _percentiles(_inside(array, mask), percentiles)
-    if crop and box is not None:
-        image = crop_image(image, box)
-    if not high > low:
-        low, high = float(array.min()), float(array.max())
-    return image, Window(low, high)
+    return _cut(image, mask, Window(low, high), crop=crop)
 
 
 def scale(array: np.ndarray, window: Window) -> np.ndarray:
@@ -190,6 +195,14 @@ def to_channels(array: np.ndarray, in_chans: int) -> np.ndarray:
     if channels == 1 and in_chans == 3:
         return np.repeat(array, 3, axis=0)
     raise ValueError(f"the image has {channels} channels and the model takes {in_chans}")
+
+
+def _cut(image: Image, mask: np.ndarray, window: Window, *, crop: bool) -> tuple[Image, Window]:
+    """Cut to a mask's box; a window without width becomes that of all voxels."""
+    if not window.high > window.low:
+        window = Window(float(image.array.min()), float(image.array.max()))
+    box = _bounding_box(mask) if crop else None
+    return (image if box is None else crop_image(image, box)), window
 
 
 def _inside(array: np.ndarray, mask: np.ndarray) -> np.ndarray:

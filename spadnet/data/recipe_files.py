@@ -27,7 +27,7 @@ class Source(NamedTuple):
         dataset: Name of the data set.
         key: Its name, unique and stable within the data set.
         modality: Such as CT, MRI T1 or US.
-        weight: Multiplies the sampling weight of each of its images.
+        weight: Of each of its images relative to others of the set; that of the set comes on top.
         frames: What the frames of a 4D file weigh; see ``frame_weights``.
         channels: Modalities of its frames where these are images of their own; else empty.
         pixels: "gray" where channels must be equal and one is kept, "rgb" for colour.
@@ -283,7 +283,7 @@ def _sources(recipe: Recipe, items: Sequence[_Found]) -> list[Source]:
                 dataset=recipe.name,
                 key=key,
                 modality=modalities[0],
-                weight=recipe.weight * weights.get(item.path, 1.0),
+                weight=weights.get(item.path, 1.0),
                 frames=item.group.frames,
                 channels=modalities if apart else (),
                 pixels=recipe.pixels,

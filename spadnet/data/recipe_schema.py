@@ -80,7 +80,7 @@ class Recipe(NamedTuple):
     Attributes:
         name: As its authors write it.
         root: Folder that the patterns start from, as in the published run.
-        weight: Multiplies the sampling weight of every image.
+        weight: Of the published run; multiplies the sampling weight of every image in training.
         branch: "run" for the sets of the published run, "release" for one that its script knew
             and the run left out, "development" for later ones.
         home: Web page; None where not known for sure.

@@ -10,7 +10,7 @@ from spadnet.data.atomic import write_atomic
 from spadnet.data.catalogue import FILE, read_catalogue
 from spadnet.data.image import ImageError, file_name, one_line
 from spadnet.data.journal import Fault
-from spadnet.data.prepare_folder import IMAGES
+from spadnet.data.prepare_item import IMAGES
 from spadnet.data.store import SUFFIX, open_volume
 
 SUMS = "SHA256SUMS"

@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
+
+_PATIENCE = 5.0  # seconds for a process to end; one that the system holds cannot
 
 
 class Died(NamedTuple):
@@ -25,8 +28,22 @@ class _Worker(NamedTuple):
     pipe: Connection
 
 
+class _Task(NamedTuple):
+    worker: _Worker
+    number: int
+    start: float | None = None  # when the worker began; it may have had to be started first
+
+
+class _Begun:
+    """Told by a worker that begins a task."""
+
+
 def run_tasks(
-    function: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
+    function: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    *,
+    workers: int,
+    time_limit: float | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Call a function with each task.
 
@@ -35,6 +52,8 @@ def run_tasks(
             such a one.
         tasks: Its arguments, one per call.
         workers: Processes; 0 works in this one.
+        time_limit: Seconds after which a process that works on a task is ended; None for no
+            limit. What this process works on itself is not ended.
 
     Yields:
         Number of a task and what the function returned, or ``Died``, in the order in which they
@@ -51,7 +70,7 @@ def run_tasks(
         module = getattr(function, "func", function).__module__  # of a partial, its function's
         context.set_forkserver_preload([module])
     waiting = iter(range(len(tasks)))
-    busy: dict[Connection, tuple[_Worker, int]] = {}
+    busy: dict[Connection, _Task] = {}
 
     def give(worker: _Worker | None) -> None:
         """Hand out the next task; start a process for it if none is idle."""
@@ -63,7 +82,7 @@ def run_tasks(
             return
         if worker is None:
             worker = _start(context, function)
-        busy[worker.pipe] = worker, index
+        busy[worker.pipe] = _Task(worker, index)
         with suppress(OSError):  # it died while idle: what waits for its answer will see
             worker.pipe.send(tasks[index])
 
@@ -71,24 +90,50 @@ def run_tasks(
         for _ in range(min(workers, len(tasks))):
             give(None)
         while busy:
-            for pipe in wait(list(busy)):
+            for pipe in wait(list(busy), _seconds_left(busy.values(), time_limit)):
                 assert isinstance(pipe, Connection)
-                worker, index = busy.pop(pipe)
+                task = busy[pipe]
                 try:
-                    is_error, result = pipe.recv()
+                    answer = pipe.recv()
                 except (EOFError, OSError):
-                    worker.process.join()
+                    del busy[pipe]
+                    task.worker.process.join()
                     give(None)
-                    yield index, Died(_cause(worker.process.exitcode))
+                    yield task.number, Died(_cause(task.worker.process.exitcode))
                     continue
+                if isinstance(answer, _Begun):
+                    busy[pipe] = task._replace(start=time.monotonic())
+                    continue
+                del busy[pipe]
+                is_error, result = answer
                 if is_error:
                     raise result
-                give(worker)
-                yield index, result
+                give(task.worker)
+                yield task.number, result
+            for task in [task for task in busy.values() if _is_late(task, time_limit)]:
+                del busy[task.worker.pipe]
+                task.worker.process.kill()
+                task.worker.process.join(_PATIENCE)
+                give(None)
+                yield task.number, Died(f"took longer than {time_limit:g} s and was given up")
     finally:
-        for worker, _ in busy.values():
-            worker.process.terminate()
-            worker.process.join()
+        for task in busy.values():
+            task.worker.process.terminate()
+            task.worker.process.join(_PATIENCE)
+
+
+def _seconds_left(tasks: Iterable[_Task], time_limit: float | None) -> float | None:
+    """Until the next task is late; None if none will be."""
+    starts = [task.start for task in tasks if task.start is not None]
+    if time_limit is None or not starts:
+        return None
+    return max(min(starts) + time_limit - time.monotonic(), 0.0)
+
+
+def _is_late(task: _Task, time_limit: float | None) -> bool:
+    if time_limit is None or task.start is None:
+        return False
+    return time.monotonic() >= task.start + time_limit
 
 
 def _start(context: Any, function: Callable[[Any], Any]) -> _Worker:
@@ -108,6 +153,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         while (task := pipe.recv()) is not None:
+            pipe.send(_Begun())
             try:
                 answer = False, function(task)
             except Exception as error:

@@ -15,7 +15,8 @@ from spadnet.data.catalogue import (
 )
 from spadnet.data.image import ImageError
 from spadnet.data.inputs import Item
-from spadnet.data.prepare_folder import Settings, prepare_store
+from spadnet.data.prepare_folder import prepare_store
+from spadnet.data.prepare_item import Settings
 
 
 @pytest.fixture

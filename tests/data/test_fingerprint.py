@@ -9,7 +9,8 @@ from spadnet.data.catalogue import read_catalogue
 from spadnet.data.fingerprint import as_text, fingerprint
 from spadnet.data.fingerprint_page import render, thumbnails
 from spadnet.data.inputs import Item
-from spadnet.data.prepare_folder import Settings, prepare_store
+from spadnet.data.prepare_folder import prepare_store
+from spadnet.data.prepare_item import Settings
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ def test_table_tells_more(scans: Path) -> None:
         "path,key,dataset,modality,weight,spacing\na.png,first,x,US,0.5,1 2 3\nc.png,,,,0,\n"
     )
     second, first = list_items(str(scans / "t.csv"))
-    assert first[1:] == ("first", "x", "US", (1.0, 2.0, 3.0), 0.5)
-    assert second[1:] == ("c.png", "t", None, None, 0.0)
+    assert first[1:6] == ("first", "x", "US", (1.0, 2.0, 3.0), 0.5)
+    assert second[1:6] == ("c.png", "t", None, None, 0.0)
     (scans / "t.jsonl").write_text('{"path": "a.png", "spacing": [1, 2, 3]}\n')
     assert list_items(str(scans / "t.jsonl"))[0].spacing == (1.0, 2.0, 3.0)
 

@@ -19,7 +19,8 @@ from spadnet.data.catalogue import Record, read_catalogue
 from spadnet.data.image import ImageError
 from spadnet.data.inputs import Item, list_items
 from spadnet.data.journal import Fault, Outcome
-from spadnet.data.prepare_folder import Prepared, Settings, prepare_store
+from spadnet.data.prepare_folder import Prepared, prepare_store
+from spadnet.data.prepare_item import Settings
 
 SETTINGS = Settings(max_in_plane=None)
 

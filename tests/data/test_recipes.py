@@ -89,7 +89,7 @@ def test_recipe_finds_its_images_and_nothing_else(tmp_path: Path, name: str) -> 
     if "keys" in layout:
         assert keys == layout["keys"]
     for source in sources:
-        assert source.weight == WEIGHTS.get(name, 1.0)
+        assert source.weight == 1.0
         assert source.dataset == recipe.name == name
         assert source.channels == tuple(layout.get("channels", ()))
     # The folder that holds the set serves as well, and keys stay.
@@ -147,7 +147,7 @@ def test_directions_of_ixi_share_their_weight(tmp_path: Path) -> None:
         touch(tmp_path / f"IXI-DTI/IXI002-Guys-0828-DTI-{number:02d}.nii.gz")
     touch(tmp_path / "IXI-DTI/IXI012-HH-1211-DTI-07.nii.gz")
     weights = [source.weight for source in find_files(load_recipe("ixi"), tmp_path)]
-    assert weights == pytest.approx([0.5, *[0.5 * 7 / 16] * 4, 0.5])
+    assert weights == pytest.approx([1.0, *[7 / 16] * 4, 1.0])
 
 
 def test_equal_pictures_of_idrid_are_taken_once(tmp_path: Path) -> None:

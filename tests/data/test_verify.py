@@ -8,7 +8,8 @@ import pytest
 from spadnet.data.catalogue import read_catalogue
 from spadnet.data.image import ImageError
 from spadnet.data.inputs import Item
-from spadnet.data.prepare_folder import Settings, prepare_store
+from spadnet.data.prepare_folder import prepare_store
+from spadnet.data.prepare_item import Settings
 from spadnet.data.verify import SUMS, find_damage, write_sums
 
 
