@@ -27,7 +27,8 @@ def rotary_angles(
         head_dim: Width d of an attention head, a multiple of 4.
         base: In-plane base; frequencies are ``base ** (-4 i / d)``, i = 0 .. d / 4 - 1.
         depth_base: Depth base; frequencies are ``depth_base ** (-2 (2 i + 1) / d)``.
-        rescale: Number of positions that an axis is mapped to, -1 to count tokens.
+        rescale: Number of positions that an axis is mapped to, -1 to count tokens, 0 to leave
+            the axis unturned.
         device: Where to compute.
 
     Returns:
@@ -41,7 +42,7 @@ def rotary_angles(
     depth = depth_base ** (-(2 * index + 1) / (2 * count))
     z, y, x = (
         torch.arange(size, device=device, dtype=torch.float32)
-        * (positions / size if positions > 0 else 1.0)
+        * (positions / size if positions >= 0 else 1.0)
         for size, positions in zip(grid_size, rescale, strict=True)
     )
     shape = (*grid_size, count)

@@ -84,7 +84,22 @@ def conv_folded(
         return winograd_conv3d(x, weight, bias)
     if degree > 0:
         return F.conv3d(x, weight, bias, stride=(1, stride, stride), padding=(0, 1, 1))
+    if stride == 1 and _has_wrong_gradient(x):
+        x = F.pad(x, (0, 0, 0, 0, 1, 1))
+        return F.conv3d(x, weight, bias, padding=(0, 1, 1))
     return F.conv3d(x, weight, bias, stride=strides, padding=1)
+
+
+def _has_wrong_gradient(x: Tensor) -> bool:
+    """Whether oneDNN would fill the gradient of a padded 3x3x3 kernel with garbage.
+
+    Its bfloat16 kernel for AVX-512 leaves memory unset where both slices of a volume touch the
+    padding; seen in oneDNN of torch 2.14. Padding beforehand is another kernel.
+    """
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    in_bfloat16 = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return in_bfloat16 and x.shape[2] == 2
 
 
 def spad_conv_transpose3d(

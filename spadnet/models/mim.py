@@ -92,7 +92,7 @@ class MaskedImageModel(nn.Module):
         masked_index = complement_index(visible_index, math.prod(grid))
         tokens = self._run(x, visible_index, masked_index, degree)
         place = torch.cat((visible_index, masked_index), dim=1).argsort(dim=1)
-        return gather_tokens(tokens[:, 1:], place)
+        return gather_tokens(tokens[:, self.vit.num_prefix_tokens :], place)
 
     def _run(
         self,

@@ -53,7 +53,9 @@ class Pyramid(nn.Module):
             degree: Degree of anisotropy.
         """
         level = self.vit.patch_embed.patch_size.bit_length() - 1  # halvings before the tokens
-        maps = self.vit.forward_intermediates(x, degree, indices=self.out_indices)
+        maps = self.vit.forward_intermediates(
+            x, degree, indices=self.out_indices, intermediates_only=True
+        )
         f4, f8, f16, f32 = (norm(m) for norm, m in zip(self.norms, maps, strict=True))
         f4 = self.up4_act(self.up4_norm(self.up4_first(f4, max(degree - level + 1, 0))))
         f4 = self.up4_second(f4, max(degree - level + 2, 0))

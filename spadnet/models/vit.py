@@ -11,15 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spadnet.layers.block import Block
+from spadnet.layers.block import Block, MlpKind
 from spadnet.layers.patch_embed import PatchEmbed, resample_position_grid
 from spadnet.layers.rope import RotaryEmbedding3d
+from spadnet.models.intermediates import FeatureMap, TokenFormat, as_feature_map, chosen_blocks
+from spadnet.models.vit_init import init_linear, init_transformer
 from spadnet.spacing import MAX_DEGREE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY_MEAN = (0.5,)
 GREY_STD = (0.25,)
+
+GlobalPool = Literal["token", "avg", ""]
 
 
 class SpadViT(nn.Module):
@@ -42,11 +46,13 @@ class SpadViT(nn.Module):
         mlp_ratio: float = 8 / 3,
         qkv_bias: bool = True,
         sub_ln: bool = True,
+        mlp: MlpKind = "swiglu",
+        num_registers: int = 0,
         pos_grid: Sequence[int] = (5, 10, 10),
         rope_base: float = 10000.0,
         rope_depth_base: float = 2333.0,
         rope_rescale: Sequence[int] = (-1, -1, -1),
-        global_pool: Literal["token", "avg"] = "token",
+        global_pool: GlobalPool = "token",
         norm_after_pool: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -66,11 +72,15 @@ class SpadViT(nn.Module):
             mlp_ratio: Hidden width of the feed-forward layers over the token width.
             qkv_bias: Whether queries and values have a bias.
             sub_ln: Whether the feed-forward layers have an inner LayerNorm.
+            mlp: Kind of the feed-forward layers, ``"swiglu"`` or the plain ViT's ``"gelu"``.
+            num_registers: Learned tokens beside the class token that stand for no place.
             pos_grid: Size (D, H, W) of the learned position grid.
             rope_base: In-plane base of the rotary frequencies.
             rope_depth_base: Depth base of the rotary frequencies.
-            rope_rescale: Positions that the axes are mapped to, -1 to count tokens.
-            global_pool: ``"token"`` classifies the class token, ``"avg"`` the mean token.
+            rope_rescale: Positions that the axes are mapped to, -1 to count tokens, 0 to leave an
+                axis unturned.
+            global_pool: ``"token"`` classifies the class token, ``"avg"`` the mean token, ``""``
+                each token.
             norm_after_pool: Whether the final norm acts on the pooled token (timm's ``fc_norm``).
             drop_rate: Dropout before the classifier.
             drop_path_rate: Chance of dropping a residual branch in the last block, rising to it.
@@ -82,9 +92,10 @@ class SpadViT(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_prefix_tokens = 1
-        self.global_pool = global_pool
+        self.num_prefix_tokens = 1 + num_registers
+        self.global_pool: GlobalPool = _known_pool(global_pool)
         self.norm_after_pool = norm_after_pool
+        self.mlp_kind: MlpKind = mlp
         self.mlp_ratio = mlp_ratio
         self.drop_path_rate = drop_path_rate
         self.grad_checkpointing = False
@@ -96,6 +107,9 @@ class SpadViT(nn.Module):
         self.register_intensity()
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.reg_token = (
+            nn.Parameter(torch.zeros(1, num_registers, embed_dim)) if num_registers else None
+        )
         self.pos_embed = nn.Parameter(torch.zeros(1, embed_dim, *pos_grid))
         self.rope = RotaryEmbedding3d(
             embed_dim // num_heads,
@@ -110,15 +124,20 @@ class SpadViT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 sub_ln=sub_ln,
+                mlp=mlp,
                 drop_path=drop_path_rate * i / max(depth - 1, 1),
                 norm_eps=norm_eps,
             )
             for i in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.feature_info = [
+            {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": patch_size}
+            for i in range(depth)
+        ]
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
-        self._init_weights()
+        init_transformer(self, self.blocks, tokens=(self.pos_embed, self.cls_token, self.reg_token))
 
     def register_intensity(self) -> None:
         """Make the buffers ``mean`` and ``std``; needed again after a build on the meta device."""
@@ -126,21 +145,6 @@ class SpadViT(nn.Module):
             if len(values) != self.in_chans:
                 raise ValueError(f"{name} has {len(values)} values for {self.in_chans} channels")
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1, 1), persistent=False)
-
-    def _init_weights(self) -> None:
-        """Truncated normal weights, residual branches scaled by depth as in BEiT and EVA."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for index, block in enumerate(self.blocks, start=1):
-            assert isinstance(block, Block)
-            with torch.no_grad():
-                block.attn.proj.weight.div_((2 * index) ** 0.5)
-                block.mlp.w3.weight.div_((2 * index) ** 0.5)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as plain types, that build this model as it is now."""
@@ -156,6 +160,8 @@ class SpadViT(nn.Module):
             "mlp_ratio": self.mlp_ratio,
             "qkv_bias": first.attn.q_bias is not None,
             "sub_ln": isinstance(first.mlp.norm, nn.LayerNorm),
+            "mlp": self.mlp_kind,
+            "num_registers": self.num_prefix_tokens - 1,
             "pos_grid": list(self.pos_embed.shape[2:]),
             "rope_base": self.rope.base,
             "rope_depth_base": self.rope.depth_base,
@@ -164,7 +170,7 @@ class SpadViT(nn.Module):
             "norm_after_pool": self.norm_after_pool,
             "drop_rate": self.head_drop.p,
             "drop_path_rate": self.drop_path_rate,
-            "norm_eps": self.norm.eps,
+            "norm_eps": first.norm1.eps,
             "mean": list(self.intensity_mean),
             "std": list(self.intensity_std),
         }
@@ -199,7 +205,7 @@ class SpadViT(nn.Module):
         stop: int | None = None,
         num_outputs: int | None = None,
     ) -> Tensor:
-        """Send tokens [B, 1 + L, C] through the blocks ``start`` to ``stop``.
+        """Send tokens [B, P + L, C] through the blocks ``start`` to ``stop``.
 
         The last of these blocks computes only the last ``num_outputs`` tokens, None for all.
         """
@@ -213,28 +219,36 @@ class SpadViT(nn.Module):
         return x
 
     def with_class_token(self, tokens: Tensor) -> Tensor:
-        """Put the class token before tokens [B, L, C]."""
-        return torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens), tokens), dim=1)
+        """Put the class token and the registers before tokens [B, L, C]."""
+        own = (self.cls_token,) if self.reg_token is None else (self.cls_token, self.reg_token)
+        prefix = (token.expand(tokens.shape[0], -1, -1).to(tokens) for token in own)
+        return torch.cat((*prefix, tokens), dim=1)
+
+    def embed(self, x: Tensor, degree: int | None) -> tuple[Tensor, tuple[int, int, int]]:
+        """Tokens [B, P + L, C] before the first block, and the token grid (D, H, W)."""
+        x, known = self.normalise(x, degree)
+        grid = self.patch_embed.grid_size(x.shape[-3:], known)
+        return self.with_class_token(self.patch_embed(x, known) + self.positions(grid)), grid
 
     # --- timm's manners ---
 
     def forward_features(self, x: Tensor, degree: int | None = None) -> Tensor:
-        """Return tokens [B, 1 + L, C] after the final norm, class token first.
+        """Return tokens [B, P + L, C] after the final norm, class token and registers first.
 
         Args:
             x: Image in [0, 1], [B, C_in, D, H, W], or [B, C_in, H, W] for 2D.
             degree: Degree of anisotropy; 2D images need none.
         """
-        x, known = self.normalise(x, degree)
-        grid = self.patch_embed.grid_size(x.shape[-3:], known)
-        tokens = self.patch_embed(x, known) + self.positions(grid)
-        cos, sin = self.rope(grid, x.device)
-        tokens = self.run_blocks(self.with_class_token(tokens), cos, sin)
+        tokens, grid = self.embed(x, degree)
+        tokens = self.run_blocks(tokens, *self.rope(grid, x.device))
         return tokens if self.norm_after_pool else self.norm(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool tokens [B, 1 + L, C] and classify them; ``pre_logits`` stops before."""
-        x = x[:, 1:].mean(1) if self.global_pool == "avg" else x[:, 0]
+        """Pool tokens [B, P + L, C] and classify them; ``pre_logits`` stops before."""
+        if self.global_pool == "avg":
+            x = x[:, self.num_prefix_tokens :].mean(1)
+        elif self.global_pool == "token":
+            x = x[:, 0]
         x = self.head_drop(self.norm(x) if self.norm_after_pool else x)
         return x if pre_logits else self.head(x)
 
@@ -248,51 +262,73 @@ class SpadViT(nn.Module):
         degree: int | None = None,
         *,
         indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
         norm: bool = False,
-    ) -> list[Tensor]:
-        """Return feature maps [B, C, d, h, w] after chosen blocks.
+        stop_early: bool = False,
+        output_fmt: TokenFormat = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return features as :meth:`forward_features` does, and feature maps after chosen blocks.
 
         Args:
             x: Image in [0, 1], as for :meth:`forward_features`.
             degree: Degree of anisotropy; 2D images need none.
             indices: Blocks by number, the last n, or all.
+            return_prefix_tokens: Whether each map comes with its class token and registers,
+                [B, P, C].
             norm: Whether to apply the final norm to each map.
+            stop_early: Whether to leave out the blocks after the last chosen one.
+            output_fmt: ``"NCHW"`` for maps [B, C, d, h, w], or [B, C, h, w] of a 4D input;
+                ``"NLC"`` for tokens [B, L, C].
+            intermediates_only: Whether to return the list of maps alone.
+
+        Returns:
+            Features [B, P + L, C] and the list of maps in the order of the blocks.
         """
-        count = len(self.blocks)
-        wanted = (
-            list(range(count))
-            if indices is None
-            else list(range(count - indices, count))
-            if isinstance(indices, int)
-            else [i % count for i in indices]
-        )
-        x, known = self.normalise(x, degree)
-        grid = self.patch_embed.grid_size(x.shape[-3:], known)
-        tokens = self.with_class_token(self.patch_embed(x, known) + self.positions(grid))
+        wanted, count = chosen_blocks(len(self.blocks), indices), len(self.blocks)
+        tokens, grid = self.embed(x, degree)
         cos, sin = self.rope(grid, x.device)
-        maps: dict[int, Tensor] = {}
-        for i in range(max(wanted) + 1):
+        shape = grid[1:] if x.ndim == 4 else grid
+        maps: dict[int, FeatureMap] = {}
+        for i in range(max(wanted) + 1 if stop_early or intermediates_only else count):
             tokens = self.run_blocks(tokens, cos, sin, start=i, stop=i + 1)
             if i in wanted:
                 kept = self.norm(tokens) if norm else tokens
-                maps[i] = kept[:, 1:].transpose(1, 2).unflatten(2, grid)
-        return [maps[i] for i in wanted]
+                prefix, patches = kept.tensor_split([self.num_prefix_tokens], dim=1)
+                feature_map = as_feature_map(patches, shape, output_fmt)
+                maps[i] = (feature_map, prefix) if return_prefix_tokens else feature_map
+        chosen = [maps[i] for i in wanted]
+        if intermediates_only:
+            return chosen
+        return tokens if self.norm_after_pool else self.norm(tokens), chosen
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what the feature maps of chosen blocks do not need; return the blocks' numbers."""
+        wanted = chosen_blocks(len(self.blocks), indices)
+        self.blocks = self.blocks[: max(wanted) + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
 
     def get_classifier(self) -> nn.Module:
         """Return the classifier."""
         return self.head
 
-    def reset_classifier(
-        self, num_classes: int, global_pool: Literal["token", "avg"] | None = None
-    ) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the classifier by a new one, or by none for ``num_classes=0``."""
         self.num_classes = num_classes
-        self.global_pool = global_pool or self.global_pool
+        self.global_pool = self.global_pool if global_pool is None else _known_pool(global_pool)
         self.head = nn.Identity()
         if num_classes > 0:
-            self.head = nn.Linear(self.embed_dim, num_classes).to(self.cls_token.device)
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+            self.head = nn.Linear(self.embed_dim, num_classes).to(self.cls_token)
+            init_linear(self.head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: recompute blocks in the backward pass."""
@@ -300,11 +336,17 @@ class SpadViT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone."""
-        return {"pos_embed", "cls_token"}
+        return {"pos_embed", "cls_token"} | ({"reg_token"} if self.reg_token is not None else set())
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that assign parameters to layers, for layer-wise learning rates."""
         return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
+
+
+def _known_pool(pool: GlobalPool) -> GlobalPool:
+    if pool not in ("token", "avg", ""):
+        raise ValueError(f"global_pool must be 'token', 'avg' or '', got {pool!r}")
+    return pool

@@ -28,9 +28,9 @@ def test_thick_maps_are_depth_averages_of_thin_ones(degree: int) -> None:
 
 def test_third_map_is_the_normalised_feature_map() -> None:
     net, x = pyramid(), torch.rand(1, 1, 4, 32, 32)
-    (features,) = net.vit.forward_intermediates(x, 3, indices=[2])
+    (features,) = net.vit.forward_intermediates(x, 3, indices=[2], intermediates_only=True)
     torch.testing.assert_close(net(x, 3)[2], F.instance_norm(features))
-    (features,) = net.vit.forward_intermediates(x, 3, indices=[3])
+    (features,) = net.vit.forward_intermediates(x, 3, indices=[3], intermediates_only=True)
     expected = F.max_pool3d(F.instance_norm(features), 2)
     torch.testing.assert_close(net(x, 3)[3], expected)
 

@@ -134,13 +134,14 @@ def test_intermediates_are_the_blocks_outputs_as_maps() -> None:
     features = vit.forward_features(x, 3)
     for hook in hooks:
         hook.remove()
-    maps = vit.forward_intermediates(x, 3)
+    end, maps = vit.forward_intermediates(x, 3)
+    torch.testing.assert_close(end, features)
     assert [tuple(m.shape) for m in maps] == [(2, 16, 2, 2, 3)] * 3
     for feature_map, output in zip(maps, outputs, strict=True):
         torch.testing.assert_close(feature_map.flatten(2).transpose(1, 2), output[:, 1:])
-    (last,) = vit.forward_intermediates(x, 3, indices=1, norm=True)
+    _, (last,) = vit.forward_intermediates(x, 3, indices=1, norm=True)
     torch.testing.assert_close(last.flatten(2).transpose(1, 2), features[:, 1:])
-    chosen = vit.forward_intermediates(x, 3, indices=[2, 0, -1])
+    chosen = vit.forward_intermediates(x, 3, indices=[2, 0, -1], intermediates_only=True)
     for feature_map, index in zip(chosen, (2, 0, 2), strict=True):
         assert torch.equal(feature_map, maps[index])
 
@@ -192,3 +193,45 @@ def test_sizes_that_are_no_multiple_are_refused() -> None:
 def test_initial_features_have_a_sane_scale() -> None:
     features = tiny(embed_dim=64, depth=6).forward_features(torch.rand(4, 1, 2, 32, 32), 4)
     assert math.isclose(features.var().item(), 1, rel_tol=0.1)
+
+
+# --- the plain ViT's form ---
+
+
+def test_registers_stand_beside_the_class_token_and_for_no_place() -> None:
+    vit, x = tiny(num_registers=3, global_pool="avg"), torch.rand(2, 1, 4, 32, 48)
+    features = vit.forward_features(x, 3)
+    assert features.shape == (2, 1 + 3 + 2 * 2 * 3, 16)
+    torch.testing.assert_close(vit(x, 3), features[:, 4:].mean(1))
+    _, ((feature_map, prefix),) = vit.forward_intermediates(
+        x, 3, indices=1, norm=True, return_prefix_tokens=True
+    )
+    torch.testing.assert_close(prefix, features[:, :4])
+    torch.testing.assert_close(feature_map.flatten(2).transpose(1, 2), features[:, 4:])
+    assert "reg_token" in vit.no_weight_decay()
+
+
+def test_angles_that_never_turn_leave_order_to_the_learned_positions() -> None:
+    vit, x = tiny(rope_rescale=(0, 0, 0), mlp="gelu", sub_ln=False), torch.rand(1, 1, 1, 32, 32)
+    assert not torch.allclose(vit(x, 5), vit(x.flip(4), 5), atol=1e-4)
+    nn.init.zeros_(vit.pos_embed)
+    patches = vit.forward_features(x, 5)[:, 1:]
+    swapped = torch.cat((x[..., 16:], x[..., :16]), dim=-1)
+    moved = vit.forward_features(swapped, 5)[:, 1:]
+    torch.testing.assert_close(moved, patches[:, [1, 0, 3, 2]])
+
+
+def test_no_pooling_classifies_every_token() -> None:
+    vit, x = tiny(num_classes=3, global_pool=""), torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(vit(x), vit.head(vit.forward_features(x)))
+    for build in (tiny, lambda **kwargs: vit.reset_classifier(3, **kwargs)):
+        with pytest.raises(ValueError, match="global_pool must be 'token', 'avg' or '', got 'map'"):
+            build(global_pool="map")
+    with pytest.raises(ValueError, match="mlp must be one of swiglu, gelu, got 'relu'"):
+        tiny(mlp="relu")
+
+
+@pytest.mark.parametrize("indices", [0, 4, [], [3], [-4]])
+def test_blocks_that_are_not_there_are_refused(indices: object) -> None:
+    with pytest.raises(ValueError, match=r"of 3 blocks do not exist|numbered 0 to 2"):
+        tiny().forward_intermediates(torch.rand(1, 1, 16, 16), indices=indices)
