@@ -13,6 +13,7 @@ from typing import NamedTuple, TextIO
 
 from spadnet.cli.usage import UsageError, configuration_help
 from spadnet.near_names import suggest
+from spadnet.train.host import ask_for_huge_pages
 
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
@@ -28,6 +29,7 @@ class Verb(NamedTuple):
         example: A command that works.
         config: Name of its primary configuration, None if it takes none.
         notes: More lines for its help.
+        words: Arguments that it takes alone, in place of KEY=VALUE.
     """
 
     module: str
@@ -36,6 +38,7 @@ class Verb(NamedTuple):
     example: str
     config: str | None = None
     notes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 VERBS = {
@@ -49,7 +52,8 @@ VERBS = {
     "preprocess": Verb(
         "spadnet.cli.preprocess",
         "Prepare images once and store them for fast random crops, or check such a store",
-        "in=FOLDER|GLOB|CSV|JSONL out=FOLDER [workers=N] [KEY=VALUE] | out=FOLDER verify=true",
+        "in=FOLDER|GLOB|CSV|JSONL out=FOLDER [recipe=NAME] [workers=N] [KEY=VALUE] "
+        "| out=FOLDER verify=true | recipes",
         "spadnet preprocess in=scans out=stores/scans",
         "preprocess",
         (
@@ -59,8 +63,13 @@ VERBS = {
             "images of their own. A killed run is continued by the same command; files whose",
             "source and settings have not changed are kept. The bytes do not depend on workers.",
             "verify=true names damaged, missing and unknown files and fails if there are any.",
+            "recipe=ixi in=FOLDER takes the images of a copy of a public data set, and what they",
+            "are, from its recipe; what the copy lacks is named. spadnet preprocess recipes lists",
+            "all recipes; recipe=FILE.yaml takes one of your own.",
             "Train from it: spadnet pretrain-tokenizer data=store data.path=stores/scans",
+            "data.path=stores takes all stores of that folder.",
         ),
+        words=("recipes",),
     ),
     "pretrain-tokenizer": Verb(
         "spadnet.cli.pretrain_tokenizer",
@@ -149,10 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: Verb, argv: Sequence[str]) -> int:
     """Run a verb; a wrong override is found before the seconds that its imports take."""
-    if verb.config is not None:
+    if verb.config is not None and not (len(argv) == 1 and argv[0] in verb.words):
         configure = importlib.import_module("spadnet.cli.configure")
         if configure.configure(verb.config, argv) is None:
             return 0
+    ask_for_huge_pages()
     return int(importlib.import_module(verb.module).run(argv) or 0)
 
 

@@ -19,7 +19,7 @@ from spadnet.cli.usage import UsageError, config_groups, config_root
 from spadnet.near_names import suggest
 
 # Values of these keys are paths and are taken as they are, whatever characters they hold.
-_PATH_KEYS = ("in", "out", "resume", "tokenizer", "init", "data.path", "paths.runs")
+_PATH_KEYS = ("in", "out", "recipe", "resume", "tokenizer", "init", "data.path", "paths.runs")
 _SAFE = re.compile(r"[\w./\-:@+]*", re.ASCII)
 
 

@@ -95,6 +95,7 @@ def load_volumes(section: Mapping[str, Any], *, in_chans: int) -> tuple[list[Vol
             in_chans=in_chans,
             set_weights=section["set_weights"],
             set_power=section["set_power"],
+            published=section["published_weights"],
         )
         return volumes, [store.name]
     raise UsageError(f"unknown data.source {source!r}{suggest(str(source), SOURCES)}")

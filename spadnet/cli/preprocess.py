@@ -27,9 +27,10 @@ from spadnet.data import catalogue
 from spadnet.data.atomic import write_atomic
 from spadnet.data.fingerprint import as_text, fingerprint
 from spadnet.data.fingerprint_page import render, thumbnails
-from spadnet.data.inputs import list_items
+from spadnet.data.inputs import Item, list_items, list_recipe_items
 from spadnet.data.prepare_folder import QUARANTINE, Prepared, prepare_store
 from spadnet.data.prepare_item import Settings
+from spadnet.data.recipes import format_recipes, load_recipe
 from spadnet.data.verify import find_damage, write_sums
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,10 @@ _LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make or check a store."""
+    """Make or check a store, or list the recipes."""
+    if list(argv) == ["recipes"]:
+        sys.stdout.write(format_recipes())
+        return 0
     config = configure("preprocess", argv)
     if config is None:
         return 0
@@ -53,13 +57,34 @@ def run(argv: Sequence[str]) -> int:
         return _verify(out, threads=workers)
     if options["in"] is None:
         raise UsageError("in=FOLDER is missing: a folder, a glob pattern or a table of images")
-    settings = _settings(options)
-    items = list_items(str(options["in"]), dataset=options["dataset"])
+    settings, time_limit = _settings(options), _time_limit(options["time_limit"])
+    items = _items(options)
     with _progress("preprocess") as report:
-        prepared = prepare_store(items, out, settings=settings, workers=workers, report=report)
+        prepared = prepare_store(
+            items, out, settings=settings, workers=workers, time_limit=time_limit, report=report
+        )
     _describe(out, prepared, pictures=options["contact_sheet"])
     _tell(out, prepared)
     return 0
+
+
+def _items(options: dict[str, Any]) -> list[Item]:
+    """What to prepare: all images of the input, or those that a recipe knows."""
+    source, dataset = str(options["in"]), options["dataset"]
+    if options["recipe"] is None:
+        return list_items(source, dataset=dataset)
+    recipe = load_recipe(str(options["recipe"]))
+    items = list_recipe_items(recipe, source, dataset=dataset)
+    logger.info("%s: %d files; licence: %s", recipe.name, len(items), recipe.licence or "not known")
+    if recipe.home is not None:
+        logger.info("see %s", recipe.home)
+    return items
+
+
+def _time_limit(given: float | None) -> float | None:
+    if given is not None and not (isinstance(given, int | float) and given > 0):
+        raise UsageError(f"time_limit must be positive seconds or null, got {given}")
+    return given
 
 
 def _settings(options: dict[str, Any]) -> Settings:

@@ -11,6 +11,7 @@ from spadnet.data.atomic import write_atomic
 from spadnet.data.datasets import Volume
 from spadnet.data.image import Axes, Grid, Image, ImageError, Vector, file_name
 from spadnet.data.preprocess import Window
+from spadnet.data.recipes import published_weights
 from spadnet.data.sampler import balanced_weights
 from spadnet.data.store import StoredImage, StoredVolume
 from spadnet.spacing import Spacing
@@ -176,6 +177,7 @@ def load_store(
     in_chans: int = 1,
     set_weights: Mapping[str, float] | None = None,
     set_power: float = 1.0,
+    published: bool = False,
 ) -> list[Volume]:
     """Images of a store for training; voxels stay on disk until a crop is read.
 
@@ -184,6 +186,8 @@ def load_store(
         in_chans: Channels of the models that will see the images.
         set_weights: Factor per data set; 1 where a set is not named, 0 leaves a set out.
         set_power: A set of n images counts as ``n ** set_power``: 1 weighs images alike, 0 sets.
+        published: Whether sets that ``set_weights`` does not name have the weights of the published
+            run, see ``published_weights``.
 
     Raises:
         ImageError: If there is no store, or an image of it does not fit.
@@ -197,6 +201,8 @@ def load_store(
     unknown = sorted(set(factors) - set(sets))
     if unknown:
         raise ValueError(f"no data set {unknown[0]!r} here; there are {sorted(set(sets))}")
+    if published:
+        factors = published_weights(set(sets) - set(factors)) | factors
     weights = balanced_weights(sets, power=set_power, set_weights=factors)
     volumes: list[Volume] = []
     for (store, record), weight in zip(found, weights, strict=True):

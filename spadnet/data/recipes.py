@@ -5,8 +5,9 @@ nothing.
 """
 
 import importlib.util
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spadnet.data.recipe_files import Source, find_files, frame_weights
@@ -21,7 +22,10 @@ __all__ = [
     "frame_weights",
     "list_recipes",
     "load_recipe",
+    "published_weights",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 def recipe_folder() -> Path:
@@ -55,6 +59,23 @@ def list_recipes() -> list[Recipe]:
     """All packaged recipes, sorted by name."""
     recipes = [read_recipe(path) for path in recipe_folder().glob("*.yaml")]
     return sorted(recipes, key=lambda recipe: recipe.name.lower())
+
+
+def published_weights(sets: Iterable[str]) -> dict[str, float]:
+    """Sampling weights of data sets in the published run.
+
+    Args:
+        sets: Names in any spelling.
+
+    Returns:
+        Weight of each; 1 for a set without a recipe, which is logged as a warning.
+    """
+    known = {_slug(recipe.name): recipe.weight for recipe in list_recipes()}
+    names = sorted(set(sets))
+    for name in names:
+        if _slug(name) not in known:
+            _log.warning("no recipe of data set %r: its weight is 1; set_weights changes it", name)
+    return {name: known.get(_slug(name), 1.0) for name in names}
 
 
 def format_recipes(recipes: Sequence[Recipe] | None = None) -> str:
