@@ -5,6 +5,7 @@ its metadata how they become intensities in [0, 1]. Equal images give equal byte
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +15,12 @@ import torch
 from torch import Tensor
 
 from spadnet.data.atomic import write_atomic
+from spadnet.data.extract import Box
 from spadnet.data.image import ImageError, file_name, one_line
 from spadnet.data.preprocess import Window, scale, to_channels
 from spadnet.spacing import Spacing
 
 SUFFIX = ".b2nd"
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""First and last + 1 voxel along z, y, x."""
 
 _META = "spadnet"
 # Voxels of a chunk and of a block, z y x. A block of 16384 voxels fits the first-level cache, and
@@ -82,15 +82,24 @@ class StoredVolume:
         Returns:
             Intensities in [0, 1], [C, d, h, w], float32.
         """
-        for (low, high), size in zip(box, self.shape[1:], strict=True):
-            if not 0 <= low < high <= size:
-                raise ValueError(f"{self.stored.key}: box {box} leaves the image {self.shape[1:]}")
-        cut = (slice(None), *(slice(low, high) for low, high in box))
-        try:
-            values = np.asarray(_open(self.path)[cut])
-        except (RuntimeError, ValueError) as error:
-            raise ImageError(f"{file_name(self.path)}: damaged: {one_line(error)}") from error
-        return torch.from_numpy(to_channels(scale(values, self.stored.window), self.in_chans))
+        return self.reader()(box)
+
+    def reader(self) -> Callable[[Box], Tensor]:
+        """Open the file once for several boxes; what comes back is ``read`` and keeps it open."""
+        array, window, shape = _open(self.path), self.stored.window, self.shape
+
+        def read(box: Box) -> Tensor:
+            for (low, high), size in zip(box, shape[1:], strict=True):
+                if not 0 <= low < high <= size:
+                    raise ValueError(f"{self.stored.key}: box {box} leaves the image {shape[1:]}")
+            cut = (slice(None), *(slice(low, high) for low, high in box))
+            try:
+                values = np.asarray(array[cut])
+            except (RuntimeError, ValueError) as error:
+                raise ImageError(f"{file_name(self.path)}: damaged: {one_line(error)}") from error
+            return torch.from_numpy(to_channels(scale(values, window), self.in_chans))
+
+        return read
 
     def read_all(self) -> Tensor:
         """Read the whole image, [C, D, H, W]."""

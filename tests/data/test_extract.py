@@ -1,14 +1,15 @@
 """Cutting crops: equal to slicing, averaging, turning and reading off a linear field."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from spadnet.data.crop_plan import CropPlan, draw_crop_plan
-from spadnet.data.extract import extract
+from spadnet.data.crop_plan import CropAugment, CropPlan, draw_crop_plan
+from spadnet.data.extract import Box, extract
 from spadnet.spacing import Spacing
 
 PLAIN = CropPlan(
@@ -98,6 +99,83 @@ def test_crop_shows_the_places_that_its_plan_says(seed: int) -> None:
     if plan.slab == 1:
         expected = torch.full_like(lengths, plan.spacing.x)
         torch.testing.assert_close(lengths, expected, atol=2e-2, rtol=0)
+
+
+def reference(volume: Tensor, plan: CropPlan) -> np.ndarray:
+    """The definition in float64: every voxel of the crop by itself, from its eight neighbours."""
+    thin = np.array(plan.spacing) / np.array(plan.scale)
+    thin[0] = 1.0 if plan.spacing.is_planar else thin[0] / plan.slab
+    turn = np.eye(3)
+    for angle, first, second in zip(plan.angles, (1, 2, 0), (2, 0, 1), strict=True):
+        about = np.eye(3)
+        about[first, first] = about[second, second] = np.cos(angle)
+        about[first, second], about[second, first] = -np.sin(angle), np.sin(angle)
+        turn = turn @ about
+    size = (plan.size[0] * plan.slab, *plan.size[1:])
+    axes = [np.arange(n) - (n - 1) / 2 for n in size]
+    axes = [-at if flip else at for at, flip in zip(axes, plan.flips, strict=True)]
+    voxel = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    at = ((voxel * plan.scale * thin) @ turn.T) / thin + plan.centre
+    whole = np.floor(at).astype(int)
+    values, total = volume.double().numpy(), np.zeros(size)
+    for corner in np.ndindex(2, 2, 2):
+        near = [np.clip(whole[..., a] + corner[a], 0, values.shape[1 + a] - 1) for a in range(3)]
+        weight = np.abs(1 - np.array(corner) - (at - whole)).prod(axis=-1)
+        total = total + values[:, near[0], near[1], near[2]] * weight
+    return np.asarray(total.reshape(-1, plan.size[0], plan.slab, *plan.size[1:]).mean(axis=2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [
+        ((40, 60, 70), Spacing(1.2, 1.0, 1.0)),
+        ((30, 40, 50), Spacing(2.0, 1.0, 1.1)),
+        ((20, 80, 90), Spacing(5.0, 0.8, 0.8)),
+        ((1, 90, 70), Spacing.planar()),
+    ],
+)
+def test_every_voxel_is_what_the_plan_defines(
+    shape: tuple[int, int, int], spacing: Spacing
+) -> None:
+    volume, kinds = torch.rand(2, *shape), set()
+    for seed in range(14):
+        rng = np.random.default_rng(seed)
+        augment = CropAugment(rotation_prob=0.6)
+        plan = draw_crop_plan(rng, shape, spacing, tokens=(2, 2, 3), augment=augment)
+        kinds.add((plan.angles[0] != 0, plan.angles[1] != 0))
+        crop = extract(volume, plan)
+        np.testing.assert_allclose(crop.numpy(), reference(volume, plan), rtol=0, atol=5e-5)
+    assert len(kinds) > 1
+
+
+def test_crops_far_outside_repeat_the_edge(volume: Tensor) -> None:
+    for shift in (-60.0, 60.0):
+        plan = PLAIN._replace(centre=(15.5 + shift, 17.5, 19.5))
+        slice_ = volume[:, 0 if shift < 0 else -1, 10:26, 12:28]
+        assert torch.equal(extract(volume, plan), slice_[:, None].expand(-1, 16, -1, -1))
+        assert extract(volume, plan, padding="zero").count_nonzero() == 0
+
+
+@pytest.mark.parametrize("angles", [(0.0, 0.0, 0.0), (0.4, 0.0, 0.0), (0.7, 0.5, 0.5)])
+def test_boxes_are_no_larger_than_the_crop(angles: tuple[float, float, float]) -> None:
+    class Counted:
+        shape = (1, 160, 200, 200)
+        largest = 0
+
+        def reader(self) -> Callable[[Box], Tensor]:
+            def read(box: Box) -> Tensor:
+                size = [high - low for low, high in box]
+                self.largest = max(self.largest, math.prod(size))
+                return torch.zeros(1, *size)
+
+            return read
+
+    plan = PLAIN._replace(
+        size=(64, 96, 96), centre=(80.0, 99.5, 99.5), scale=(1.0, 1.5, 1.5), angles=angles
+    )
+    volume = Counted()
+    extract(volume, plan)
+    assert 0 < volume.largest < math.prod(plan.size)
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4])
