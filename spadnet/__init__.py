@@ -39,6 +39,10 @@ _HOME = {
 }
 
 
+# timm.create_model("spad_vit_tiny") works as well; until timm is imported, it costs nothing.
+importlib.import_module("spadnet.weights.timm_names").register_when_imported()
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()

@@ -22,7 +22,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY_MEAN = (0.5,)
 GREY_STD = (0.25,)
-
 GlobalPool = Literal["token", "avg", ""]
 
 
@@ -107,9 +106,8 @@ class SpadViT(nn.Module):
         self.register_intensity()
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.reg_token = (
-            nn.Parameter(torch.zeros(1, num_registers, embed_dim)) if num_registers else None
-        )
+        registers = torch.zeros(1, num_registers, embed_dim)
+        self.reg_token = nn.Parameter(registers) if num_registers else None
         self.pos_embed = nn.Parameter(torch.zeros(1, embed_dim, *pos_grid))
         self.rope = RotaryEmbedding3d(
             embed_dim // num_heads,
@@ -285,12 +283,12 @@ class SpadViT(nn.Module):
         Returns:
             Features [B, P + L, C] and the list of maps in the order of the blocks.
         """
-        wanted, count = chosen_blocks(len(self.blocks), indices), len(self.blocks)
+        wanted = chosen_blocks(len(self.blocks), indices)
         tokens, grid = self.embed(x, degree)
         cos, sin = self.rope(grid, x.device)
         shape = grid[1:] if x.ndim == 4 else grid
         maps: dict[int, FeatureMap] = {}
-        for i in range(max(wanted) + 1 if stop_early or intermediates_only else count):
+        for i in range(max(wanted) + 1 if stop_early or intermediates_only else len(self.blocks)):
             tokens = self.run_blocks(tokens, cos, sin, start=i, stop=i + 1)
             if i in wanted:
                 kept = self.norm(tokens) if norm else tokens

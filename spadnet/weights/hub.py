@@ -270,7 +270,14 @@ def _move_head(loaded: list[str]) -> list[str]:
 
 
 def create_model(
-    name: str, *, pretrained: bool | str | Path = False, **arguments: Any
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    **arguments: Any,
 ) -> nn.Module:
     """Build a model of a registered size, with random or pretrained weights.
 
@@ -279,8 +286,12 @@ def create_model(
     Args:
         name: One of :func:`spadnet.models.registry.model_names`.
         pretrained: True for the weights of that name, or a source as for :func:`load_checkpoint`:
-            its first layer is adapted to ``in_chans``, and a classifier of another width than
-            ``num_classes`` starts afresh.
+            its first layer is adapted to ``in_chans``, its position grid to ``pos_grid`` where one
+            is given, and a classifier of another width than ``num_classes`` starts afresh.
+        revision: Branch, tag or commit on the hub.
+        cache_dir: Where downloads are kept.
+        token: Access token for the hub, True for the stored one.
+        local_files_only: Whether to use only what was downloaded before.
         **arguments: Arguments of the size's function, such as ``in_chans`` and ``num_classes``.
     """
     model = registry.create_model(name, **arguments)
@@ -288,9 +299,16 @@ def create_model(
         return model
     source = name if pretrained is True else pretrained
     assert isinstance(model, Model)
-    num_classes = model.num_classes if isinstance(model, SpadViT) else None
     loaded = load_checkpoint(
-        source, expect=type(model), in_chans=contract_of(model).channels, num_classes=num_classes
+        source,
+        expect=type(model),
+        in_chans=contract_of(model).channels,
+        num_classes=model.num_classes if isinstance(model, SpadViT) else None,
+        pos_grid=arguments.get("pos_grid"),
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
     )
     fitted, _ = fit_weights(
         loaded.model.state_dict(), model, contract=loaded.contract, where=f"{source} for {name}"
