@@ -26,15 +26,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from step_forms import BASE, STEPS, TINY, Setting
 
-from spadnet.layers.winograd import is_allowed
 from spadnet.spacing import MAX_DEGREE
-from spadnet.train.host import prepare_host
+from spadnet.train.host import fast_float32, keep_freed_memory
 from spadnet.train.precision import choose_precision
 
 FORMS = ("straightforward", "spadnet")
@@ -65,19 +65,21 @@ class Result(NamedTuple):
 
 def work(name: str, setting: Setting, threads: int, clock: Callable[[], float]) -> None:
     """Serve one form of one step: each line asked for is answered by a line."""
-    if setting.form == "spadnet":
-        prepare_host()
     torch.set_num_threads(threads)
-    step = STEPS[name](setting)
-    for line in sys.stdin:
-        order, _, path = line.strip().partition(" ")
-        begin = clock()
-        if order == "outputs":
-            torch.save({k: v.detach().float() for k, v in step.outputs().items()}, path)
-        else:
-            step.run()
-        sys.stdout.write(f"{clock() - begin}\n")
-        sys.stdout.flush()
+    with ExitStack() as stack:
+        if setting.form == "spadnet":  # as a training sets them
+            keep_freed_memory()
+            stack.enter_context(fast_float32())
+        step = STEPS[name](setting)
+        for line in sys.stdin:
+            order, _, path = line.strip().partition(" ")
+            begin = clock()
+            if order == "outputs":
+                torch.save({k: v.detach().float() for k, v in step.outputs().items()}, path)
+            else:
+                step.run()
+            sys.stdout.write(f"{clock() - begin}\n")
+            sys.stdout.flush()
 
 
 class Worker:
@@ -148,14 +150,12 @@ def describe_machine(arguments: argparse.Namespace) -> str:
     }
     has = ", ".join(name for name, there in found.items() if there) or "none of the known"
     has_not = ", ".join(name for name, there in found.items() if not there) or "nothing"
-    prepare_host()
     single = arguments.precision == "32-true"
-    fast = single and is_allowed(torch.device("cpu"), torch.float32)
     return (
         f"torch {torch.__version__}, {arguments.threads} threads; has {has}; lacks {has_not}\n"
         f"precision of (b): {arguments.precision}"
         f"{' (no fast bfloat16 here)' if single else ''}; "
-        f"Winograd convolution: {'yes' if fast else 'no'}"
+        f"Winograd convolution: {'yes' if single else 'no'}"
     )
 
 

@@ -59,6 +59,10 @@ def run(argv: Sequence[str]) -> int:
         stage_arguments(config, "tokenizer", plan["tokenizer_steps"], resume)
     )
     if code == 0:
+        plan = fit_second_stage(
+            plan, config, minutes=plan["minutes"] + (time.monotonic() - begin) / 60
+        )
+        write_json(out / _PLAN_FILE, plan)
         logger.info("stage 2 of 2: masked image modelling, %d steps", plan["mim_steps"])
         code = pretrain_mim.run(
             [
@@ -122,6 +126,20 @@ def make_plan(config: DictConfig) -> dict[str, Any]:
     }
 
 
+def fit_second_stage(plan: dict[str, Any], config: DictConfig, *, minutes: float) -> dict[str, Any]:
+    """Shorten stage 2 where stage 1 took longer than planned, to at least half of its steps.
+
+    Args:
+        plan: See :func:`make_plan`.
+        config: Configuration of the demo.
+        minutes: Minutes spent so far.
+    """
+    left = 60 * (config.minutes - _EVALUATION_MINUTES - minutes)
+    steps = plan["mim_steps"]
+    affordable = int(left / plan["seconds_per_step"]["mim"])
+    return {**plan, "mim_steps": min(steps, max(affordable, (steps + 1) // 2))}
+
+
 def trial_seconds(config: DictConfig) -> dict[str, float]:
     """Seconds that a step of each stage takes on this machine, tried on models of their own."""
     stage_1 = configure("pretrain_tokenizer", stage_arguments(config, "tokenizer", 10, "null"))
@@ -135,7 +153,10 @@ def trial_seconds(config: DictConfig) -> dict[str, float]:
     in_chans = first.tokenizer.in_chans
     return {
         stage: seconds_per_step(
-            task, build_data(plain(settings), in_chans=in_chans).module, num_steps=_TRIAL_STEPS
+            task,
+            build_data(plain(settings), in_chans=in_chans).module,
+            num_steps=_TRIAL_STEPS,
+            precision=settings.trainer.precision,
         )
         for stage, task, settings in (("tokenizer", first, stage_1), ("mim", second, stage_2))
     }

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 _KERNEL_ROWS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 _OUTPUT_ROWS = ((1.0, 0.0), (1.0, 1.0), (1.0, -1.0), (0.0, -1.0))
 _MIN_SLAB_BYTES = 8 << 20
-_MIN_CHANNELS = 64
+_MIN_CHANNELS = 256
 
 
 def is_allowed(device: torch.device, dtype: torch.dtype) -> bool:

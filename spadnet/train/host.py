@@ -8,8 +8,8 @@ fifth of a step of the ViT.
 import ctypes
 import os
 import sys
-
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names in glibc's malloc.h: M_...
 _NEVER = 2**31 - 1
@@ -39,16 +39,17 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
-def allow_fast_float32() -> None:
+@contextmanager
+def fast_float32() -> Iterator[None]:
     """Allow float32 products of less than full precision: TensorFloat-32 on GPU, Winograd on CPU.
 
     Their rounding lies far below that of the bfloat16 in which GPUs train anyway.
     """
+    import torch  # here: the command line asks for huge pages before torch is there
+
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
-
-
-def prepare_host() -> None:
-    """Apply all settings of this module."""
-    ask_for_huge_pages()
-    keep_freed_memory()
-    allow_fast_float32()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -22,6 +22,7 @@ from spadnet.train.checkpoint import (
     step_of,
 )
 from spadnet.train.datamodule import StepDataModule
+from spadnet.train.host import fast_float32, keep_freed_memory
 from spadnet.train.metrics_log import build_loggers
 from spadnet.train.precision import choose_precision
 from spadnet.train.progress import ShowProgress
@@ -169,7 +170,8 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    with warnings.catch_warnings():
+    keep_freed_memory()
+    with fast_float32(), warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         try:

@@ -9,6 +9,8 @@ from lightning import LightningModule
 from lightning.pytorch import Callback, Trainer
 
 from spadnet.train.datamodule import StepDataModule
+from spadnet.train.host import fast_float32, keep_freed_memory
+from spadnet.train.precision import choose_precision
 
 
 class _Clock(Callback):
@@ -21,17 +23,21 @@ class _Clock(Callback):
         trainer.should_stop = len(self.ends) > self.num_steps
 
 
-def seconds_per_step(task: LightningModule, datamodule: StepDataModule, *, num_steps: int) -> float:
+def seconds_per_step(
+    task: LightningModule, datamodule: StepDataModule, *, num_steps: int, precision: str = "auto"
+) -> float:
     """Median seconds per step, data included, after one step that warms up.
 
     Args:
         task: Trained on a copy; the task itself stays as it is.
         datamodule: Its batches.
         num_steps: Steps to measure.
+        precision: ``"auto"`` or one of Lightning's names.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     clock = _Clock(num_steps)
     trainer = Trainer(
+        precision=choose_precision(precision),
         max_epochs=1,
         logger=False,
         callbacks=[clock],
@@ -39,5 +45,7 @@ def seconds_per_step(task: LightningModule, datamodule: StepDataModule, *, num_s
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(copy.deepcopy(task), datamodule=datamodule)
+    keep_freed_memory()
+    with fast_float32():
+        trainer.fit(copy.deepcopy(task), datamodule=datamodule)
     return statistics.median(b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False))

@@ -206,7 +206,9 @@ class TokenizerTask(LightningModule):
         """Batches of the last steps, drawn again: a batch is a pure function of its step."""
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         for past in range(max(step - self.code_start.num_steps, 0), step):
-            yield [micro._replace(image=micro.image.to(self.device)) for micro in dataset[past]]
+            with torch.autocast(self.device.type, enabled=False):  # as the loader draws them
+                batch = dataset[past]
+            yield [micro._replace(image=micro.image.to(self.device)) for micro in batch]
 
     @torch.no_grad()
     def start_codes(self, batches: Iterable[Sequence[Batch]]) -> None:

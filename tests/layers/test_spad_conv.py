@@ -40,7 +40,8 @@ def average_slices(x: Tensor, times: int) -> Tensor:
 @pytest.mark.parametrize("degree", DEGREES)
 @pytest.mark.parametrize("stride", PATCHES)
 def test_patches_equal_the_plain_convolution_on_repeated_slices(stride: int, degree: int) -> None:
-    weight, bias = torch.randn(3, 2, stride, stride, stride), torch.randn(3)
+    weight = torch.randn(3, 2, stride, stride, stride) / (2 * stride**3) ** 0.5
+    bias = torch.randn(3)
     x = torch.randn(2, 2, 2 * depth_stride(stride, degree), 2 * stride, 3 * stride)
     thin = repeat_slices(x, stride // depth_stride(stride, degree))
     expected = F.conv3d(thin, weight, bias, stride=stride)
@@ -90,6 +91,20 @@ def test_degree_zero_is_the_plain_convolution() -> None:
         padding = int(kernel_size not in (1, stride))
         expected = F.conv3d(x, layer.weight, layer.bias, stride=stride, padding=padding)
         torch.testing.assert_close(layer(x, 0), expected)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_bfloat16_gradients_are_near(depth: int) -> None:
+    x = torch.randn(4, 32, depth, 8, 8)
+    weight = torch.randn(64, 32, 3, 3, 3) / 30
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        kernel = weight.to(dtype, copy=True).requires_grad_()
+        spad_conv3d(x.to(dtype), kernel, None, stride=1, degree=0).float().square().sum().backward()
+        assert kernel.grad is not None
+        gradients.append(kernel.grad.float())
+    expected, actual = gradients
+    assert (actual - expected).norm() < 0.02 * expected.norm()
 
 
 # --- transposed convolution ---

@@ -64,13 +64,13 @@ def test_error_is_far_below_that_of_tensor_float_32() -> None:
 
 
 def test_full_precision_is_the_default() -> None:
-    x, weight = torch.randn(1, 64, 4, 8, 8), torch.randn(64, 64, 3, 3, 3)
+    x, weight = torch.randn(1, 256, 4, 8, 8), torch.randn(256, 256, 3, 3, 3)
     assert not winograd.is_faster(x, weight)
 
 
 @pytest.mark.usefixtures("high_precision_off")
 def test_is_used_for_wide_layers_of_float32_on_cpu() -> None:
-    x, weight = torch.randn(1, 64, 4, 8, 8), torch.randn(64, 64, 3, 3, 3)
+    x, weight = torch.randn(1, 256, 4, 8, 8), torch.randn(256, 256, 3, 3, 3)
     assert winograd.is_faster(x, weight)
     assert not winograd.is_faster(x.double(), weight.double())
     assert not winograd.is_faster(x[:, :8], weight[:, :8])
@@ -90,7 +90,7 @@ def test_layers_use_it(degree: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     direct = winograd.winograd_conv3d
     monkeypatch.setattr("spadnet.layers.spad_conv.winograd_conv3d", record)
-    x, weight = torch.randn(1, 64, 4, 8, 8), torch.randn(64, 64, 3, 3, 3) / 40
+    x, weight = torch.randn(1, 256, 4, 8, 8), torch.randn(256, 256, 3, 3, 3) / 40
     fast = spad_conv3d(x, weight, None, stride=1, degree=degree)
     assert called
     torch.set_float32_matmul_precision("highest")

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 TOOL = TOOLS / "bench_steps.py"
@@ -80,9 +79,9 @@ def test_a_step_changes_the_weights(name: str, form: str) -> None:
 
     step = STEPS[name](Setting(form, TINY, 1, "32-true"))
     before = step.outputs()["loss"].item()
-    for _ in range(3):
-        step.run()
-    assert step.outputs()["loss"].item() < before
+    assert step.outputs()["loss"].item() == before
+    step.run()
+    assert step.outputs()["loss"].item() != before
 
 
 @pytest.mark.usefixtures("forms")
@@ -93,9 +92,5 @@ def test_different_outputs_are_a_failure(
 
     result = bench_steps.Result(2.0, 1.0, {"logits": 0.5, "loss": float("nan")})
     monkeypatch.setattr(bench_steps, "measure", lambda name, arguments: result)
-    before = torch.get_float32_matmul_precision()
-    try:
-        assert bench_steps.main(["--only", "encode"]) == 1
-    finally:
-        torch.set_float32_matmul_precision(before)
+    assert bench_steps.main(["--only", "encode"]) == 1
     assert "logits differs" in capsys.readouterr().out
