@@ -140,7 +140,9 @@ class Encoder:
             part = volume[:, cut[0], cut[1], cut[2]][None].to(weight)
             features = self.model.forward_features(part, degree)
             shape = [w.stop - w.start for w in window]
-            tokens[window] = features[0, self.model.num_prefix_tokens :].unflatten(0, shape).float().cpu()
+            tokens[window] = (
+                features[0, self.model.num_prefix_tokens :].unflatten(0, shape).float().cpu()
+            )
             share = math.prod(shape) / math.prod(grid)
             pooled += share * self.model.forward_head(features, pre_logits=True)[0].float().cpu()
         return pooled, tokens
