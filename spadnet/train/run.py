@@ -2,7 +2,6 @@
 
 import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,20 +25,11 @@ from spadnet.train.host import fast_float32, keep_freed_memory
 from spadnet.train.metrics_log import build_loggers
 from spadnet.train.precision import choose_precision
 from spadnet.train.progress import ShowProgress
+from spadnet.train.quiet import quiet_lightning
 from spadnet.train.run_folder import checkpoint_to_resume, write_json
 from spadnet.train.stop import StopOnSignal
 
 logger = logging.getLogger(__name__)
-
-_EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",
-    ".*your dataloader is not resumable.*",  # it needs no state: see StepDataModule
-    ".*smaller than the logging interval.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*Consider setting `persistent_workers=True`.*",
-    ".*module.*in eval mode at the start of training.*",
-    ".*LeafSpec.*",
-)
 
 
 class FitResult(NamedTuple):
@@ -143,7 +133,6 @@ def fit(
     elif resume == "auto":
         logger.info("%s: no checkpoint yet, starting anew", run_dir)
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     stop = StopOnSignal()
     progress = ShowProgress(description=description)
     resolved = choose_precision(precision, device=None if accelerator == "auto" else accelerator)
@@ -171,9 +160,7 @@ def fit(
         use_distributed_sampler=False,
     )
     keep_freed_memory()
-    with fast_float32(), warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
+    with fast_float32(), quiet_lightning():
         try:
             trainer.fit(
                 task,

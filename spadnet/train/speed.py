@@ -1,7 +1,6 @@
 """Measure how long an optimiser step takes, without changing what is measured."""
 
 import copy
-import logging
 import statistics
 import time
 
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.host import fast_float32, keep_freed_memory
 from spadnet.train.precision import choose_precision
+from spadnet.train.quiet import quiet_lightning
 
 
 class _Clock(Callback):
@@ -34,7 +34,6 @@ def seconds_per_step(
         num_steps: Steps to measure.
         precision: ``"auto"`` or one of Lightning's names.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     clock = _Clock(num_steps)
     trainer = Trainer(
         precision=choose_precision(precision),
@@ -46,6 +45,6 @@ def seconds_per_step(
         enable_model_summary=False,
     )
     keep_freed_memory()
-    with fast_float32():
+    with fast_float32(), quiet_lightning():
         trainer.fit(copy.deepcopy(task), datamodule=datamodule)
     return statistics.median(b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False))
