@@ -129,8 +129,7 @@ def find_files(recipe: Recipe, root: str | Path) -> list[Source]:
         where = file_name(error.filename or root)
         raise ImageError(f"{where}: {(error.strerror or one_line(error)).lower()}") from error
     if not found:
-        more = f" (nor {len(missing) - 1} other patterns)" if len(missing) > 1 else ""
-        raise ImageError(f"{name}: no images of {recipe.name}: {missing[0]}{more}")
+        raise ImageError(f"{name}: no images of {recipe.name}: {'; '.join(missing)}")
     for reason in missing:
         _log.warning("%s: %s: %s", name, recipe.name, reason)
     found = sorted(found, key=lambda item: item.facts["path"])

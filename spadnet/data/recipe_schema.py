@@ -16,6 +16,7 @@ ORIENTATIONS = ("auto", "stored", "RAS", "ASR", "SRA", "SAR")
 CROPS = ("foreground", "clip")
 PIXELS = ("gray", "rgb")
 BRANCHES = ("run", "release", "development")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 
 
 class Rule(NamedTuple):
@@ -178,7 +179,7 @@ def read_recipe(path: Path) -> Recipe:
         ValueError: If it cannot be read or does not make sense; the message names the key.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ValueError(f"{path}: {reason}") from error

@@ -1,13 +1,20 @@
 """Every experiment composes, and its models, losses and data can be built."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from spadnet.cli import pretrain_mim, pretrain_tokenizer
 from spadnet.cli.configure import configure
-from spadnet.cli.data import build_data
+from spadnet.cli.data import build_data, load_volumes
 from spadnet.cli.training import plain
-from spadnet.cli.usage import config_groups, config_root
+from spadnet.cli.usage import UsageError, config_groups, config_root
+from spadnet.data.inputs import Item
+from spadnet.data.prepare_folder import prepare_store
+from spadnet.data.prepare_item import Settings
 from spadnet.models.registry import create_model
 from spadnet.models.tokenizer import Tokenizer
 
@@ -75,3 +82,31 @@ def test_published_figures() -> None:
         assert (second.optim.warmup_steps, second.mask_ratio) == (10_000, 0.55)
         assert second.model.num_mask_layers == num_mask_layers
         assert list(second.data.tokens) == [5, 10, 10]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_base", "mim_base", "mim_large"])
+def test_published_experiments_draw_sets_with_their_weights(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for dataset in ("IXI", "STOIC", "Kaggle-RDC"):
+        np.save(tmp_path / "x.npy", rng.integers(1, 900, (8, 40, 40)).astype(np.int16))
+        item = Item(tmp_path / "x.npy", dataset, dataset, spacing=(1.0, 1.0, 1.0))
+        prepare_store([item], tmp_path / "stores" / dataset, settings=Settings(), workers=0)
+    stage = stage_of(name)
+
+    def section(*arguments: str) -> Any:
+        own = [f"experiment={name}", *(["tokenizer=x"] if stage == "mim" else [])]
+        config = configure(f"pretrain_{stage}", [*own, *arguments])
+        assert config is not None
+        return plain(config)["data"]
+
+    def weights(*arguments: str) -> dict[str, float]:
+        volumes, _ = load_volumes(section(*arguments), in_chans=1)
+        return {volume.key: volume.weight for volume in volumes}
+
+    path = f"data.path={tmp_path / 'stores'}"
+    assert weights(path) == {"IXI": 0.5, "STOIC": 1.0, "Kaggle-RDC": 0.1}
+    assert weights(path, "data.set_weights={STOIC:0}")["STOIC"] == 0
+    assert set(weights(path, "data.published_weights=false").values()) == {1.0}
+    with pytest.raises(UsageError, match=r"data\.path=FOLDER is missing"):
+        weights()
+    assert section("data=samples")["source"] == "samples"

@@ -1,6 +1,8 @@
 """The catalogue keeps what it is given, counts like NumPy, and weighs data sets."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +71,35 @@ def test_weights_of_sets_and_images_multiply(store: Path) -> None:
     assert [v.weight for v in alike] == [1.0, 0.5, 0.25]
     with pytest.raises(ValueError, match=r"no data set 'c' here; there are \['a', 'b'\]"):
         load_store(store, set_weights={"c": 1.0})
+
+
+def test_published_weights_of_the_sets_that_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    for dataset in ("ixi", "MSD-Task03_Liver", "rsna 2020 ped", "mine"):
+        np.save(tmp_path / "x.npy", rng.integers(1, 900, (6, 20, 20)).astype(np.int16))
+        item = Item(tmp_path / "x.npy", f"{dataset}/x", dataset, "CT", (2.0, 1.0, 1.0), 0.5)
+        prepare_store([item], tmp_path / "all" / dataset, settings=Settings(), workers=0)
+
+    def weights(**options: Any) -> dict[str, float]:
+        volumes = load_store(tmp_path / "all", **options)
+        return {volume.key.removesuffix("/x"): volume.weight for volume in volumes}
+
+    with caplog.at_level(logging.WARNING):
+        assert weights(published=True) == {
+            "ixi": 0.25,  # 0.5 of the set times 0.5 of the image
+            "rsna 2020 ped": 0.15,
+            "MSD-Task03_Liver": 0.5,
+            "mine": 0.5,
+        }
+    (told,) = caplog.messages
+    assert told.startswith("no recipe of data set 'mine': its weight is 1")
+    caplog.clear()
+    changed = weights(published=True, set_weights={"mine": 3.0, "ixi": 0.0})
+    assert (changed["mine"], changed["ixi"], changed["rsna 2020 ped"]) == (1.5, 0.0, 0.15)
+    assert caplog.messages == []
+    assert set(weights().values()) == {0.5}
 
 
 def test_images_say_what_they_are(store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hostile_files
 import numpy as np
 import PIL.Image
 import pytest
@@ -74,6 +75,29 @@ def test_odd_names_stay_one_name(scans: Path) -> None:
         (scans / name).rename(scans / "a.png")
     (scans / "t.jsonl").write_text('{"path": "c.png", "key": "x\u2028y"}\n', encoding="utf-8")
     assert list_items(str(scans / "t.jsonl"))[0].key == "x\u2028y"
+
+
+def test_pattern_finds_folders_with_dicom_series(tmp_path: Path) -> None:
+    for name in ("p1/series1", "p1/series2", "p2/series1/deeper", "p2/other", "p3/series1"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for height in range(2):
+            (folder / f"{height}.dcm").write_bytes(hostile_files.dicom(float(height)))
+    (tmp_path / "data/p2/series.txt").write_text("no image")
+    (tmp_path / "data/p1/series1/0.dcm").rename(tmp_path / "data/p1/series1/new\nline.dcm")
+    found = list_items(str(tmp_path / "data/*/series[0-9]"))
+    keys = [item.key for item in found]
+    assert keys == ["p1/series1", "p1/series2", "p2/series1/deeper", "p3/series1"]
+    assert {item.dataset for item in found} == {"data"}
+    assert all(item.path.is_dir() for item in found)
+    # A file below a folder that matches is not taken twice, whatever else the pattern matches.
+    everything = list_items(str(tmp_path / "data/**"))
+    assert everything == list_items(str(tmp_path / "data"))
+    assert [item.key for item in list_items(str(tmp_path / "data/p1/series2*"))] == ["series2"]
+    assert len(list_items(str(tmp_path / "data/p1/*/*.dcm"))) == 4
+    (tmp_path / "data/empty").mkdir()
+    with pytest.raises(ImageError, match="no image in the folders that match"):
+        list_items(str(tmp_path / "data/emp*"))
 
 
 def test_nothing_there_is_an_error(scans: Path) -> None:
