@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spadnet.layers.winograd import conv_transformed, is_allowed, is_wide, transform_kernel
-from spadnet.models.autoencoder import ConvBlock
+from spadnet.models.autoencoder import ConvBlock, Encoder
 from spadnet.models.plain import PlainConv3d, fold_conv
 from spadnet.models.quantizer import NearestQuantizer, SoftQuantizer
 from spadnet.models.tokenizer import Tokenizer
@@ -46,6 +46,8 @@ class FrozenTargets:
         grey = image.shape[1] == 1
         colour = image.expand(-1, self.tokenizer.in_chans, -1, -1, -1) if grey else image
         self.tokenizer.check_input(colour, degree)
+        if not isinstance(self.tokenizer.encoder, Encoder):  # a VQGAN, which nothing can speed up
+            return self.tokenizer.token_logits(colour, degree)
         key = degree, grey, image.device
         if key not in self._encoders:
             self._encoders[key] = self._build(degree, grey=grey, device=image.device)
@@ -55,6 +57,7 @@ class FrozenTargets:
     def _build(self, degree: int, *, grey: bool, device: torch.device) -> nn.Sequential:
         """Chain copies of the encoder's layers and of what makes logits."""
         encoder = self.tokenizer.encoder
+        assert isinstance(encoder, Encoder)
         layers: list[nn.Module] = []
         level = 0
         for down in (encoder.stem, *encoder.downs):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spadnet.layers.patch_embed import PatchEmbed
 from spadnet.layers.spad_conv import SpadConv3d, SpadConvTranspose3d, fold_depth, fold_transposed
+from spadnet.models.autoencoder import Encoder
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import depth_stride, required_multiple
@@ -159,13 +160,13 @@ def sum_over_channels(model: nn.Module) -> None:
     """Let a folded network take a grey image [B, 1, D, H, W] as the same in all its channels.
 
     The first kernel is summed over its input channels, which is exact: that layer has no padding,
-    so that a mean that was subtracted moves into its bias.
+    so that a mean that was subtracted moves into its bias; in tokenizers all channels are alike.
 
     Raises:
         ValueError: If the model's first layer is not known.
     """
     if isinstance(model, Tokenizer):
-        stem = model.encoder.stem.conv
+        stem = model.encoder.stem.conv if isinstance(model.encoder, Encoder) else model.encoder.stem
         stem.weight = nn.Parameter(stem.weight.sum(1, keepdim=True))
         model.in_chans = 1
         if isinstance(stem, PlainConv3d):

@@ -15,6 +15,7 @@ from spadnet.models.quantizer import (
     SoftQuantizer,
     build_quantizer,
 )
+from spadnet.models.vqgan import VqganDecoder, VqganEncoder
 from spadnet.spacing import required_multiple
 
 
@@ -39,6 +40,8 @@ class Tokenizer(nn.Module):
         quantizer: QuantizerKind = "soft",
         norm_latent: bool = False,
         reduction: Reduction = "mean",
+        num_residual_blocks: int = 0,
+        attention_levels: Sequence[int] = (),
         short_training: bool = False,
     ) -> None:
         """Build the tokenizer; the defaults are the published base size.
@@ -54,35 +57,65 @@ class Tokenizer(nn.Module):
             quantizer: ``"soft"``, ``"gumbel"`` or ``"nearest"``.
             norm_latent: Whether a LayerNorm precedes the quantizer.
             reduction: ``"mean"``, or ``"sum"`` for released weights.
+            num_residual_blocks: 0 for the published form; otherwise encoder and decoder are those
+                of a VQGAN with so many residual blocks at each width, and ``stem_stride`` is 1.
+            attention_levels: Numbers of the widths at which a VQGAN attends, beside its middle.
             short_training: Start values found to help runs of minutes: identity 3x3x3
                 convolutions, and a first bias that keeps flat intensities alive through the
                 channel LayerNorm.
         """
         super().__init__()
         self.in_chans = in_chans
+        self.reduction: Reduction = reduction
         self.widths = list(widths)
         self.decoder_widths = list(decoder_widths or widths)
         self.stride = stem_stride << (len(widths) - 1)
-        self.encoder = Encoder(in_chans, widths, stem_stride=stem_stride)
-        self.quantizer = build_quantizer(
-            quantizer,
-            codebook_size,
-            code_dim or widths[-1],
-            norm_latent=norm_latent,
-            latent_dim=widths[-1],
-        )
-        if decoder_widths is not None and len(decoder_widths) != len(widths):
+        code_dim = code_dim or widths[-1]
+        self.num_residual_blocks = num_residual_blocks
+        self.attention_levels = list(attention_levels)
+        if len(self.decoder_widths) != len(self.widths):
             raise ValueError(
                 f"widths {widths} and decoder_widths {decoder_widths} differ in length"
             )
-        self.decoder = Decoder(
-            in_chans,
-            decoder_widths or widths,
-            in_chans=code_dim or widths[-1],
-            stem_stride=stem_stride,
-            reduction=reduction,
+        if num_residual_blocks and (stem_stride != 1 or short_training):
+            raise ValueError("a VQGAN has stem_stride 1, and no start for short training")
+        self.encoder: Encoder | VqganEncoder
+        if num_residual_blocks:
+            self.encoder = VqganEncoder(
+                in_chans,
+                self.widths,
+                num_blocks=num_residual_blocks,
+                attention_levels=self.attention_levels,
+                code_dim=code_dim,
+            )
+        else:
+            self.encoder = Encoder(in_chans, widths, stem_stride=stem_stride)
+        self.quantizer = build_quantizer(
+            quantizer,
+            codebook_size,
+            code_dim,
+            norm_latent=norm_latent,
+            latent_dim=code_dim if num_residual_blocks else widths[-1],
         )
+        self.decoder: Decoder | VqganDecoder
+        if num_residual_blocks:
+            self.decoder = VqganDecoder(
+                in_chans,
+                self.decoder_widths,
+                num_blocks=num_residual_blocks,
+                attention_levels=self.attention_levels,
+                code_dim=code_dim,
+            )
+        else:
+            self.decoder = Decoder(
+                in_chans,
+                self.decoder_widths,
+                in_chans=code_dim,
+                stem_stride=stem_stride,
+                reduction=reduction,
+            )
         if short_training:
+            assert isinstance(self.encoder, Encoder)
             identity_start(self)
             assert self.encoder.stem.conv.bias is not None
             nn.init.normal_(self.encoder.stem.conv.bias)
@@ -98,12 +131,14 @@ class Tokenizer(nn.Module):
             "in_chans": self.in_chans,
             "widths": list(self.widths),
             "decoder_widths": list(self.decoder_widths),
-            "stem_stride": self.encoder.stem_stride,
+            "stem_stride": self.stride >> (len(self.widths) - 1),
             "codebook_size": quantizer.codebook_size,
             "code_dim": quantizer.codebook.shape[1],
             "quantizer": "nearest" if isinstance(quantizer, NearestQuantizer) else soft,
             "norm_latent": isinstance(quantizer.norm, nn.LayerNorm),
-            "reduction": self.decoder.head.reduction,
+            "reduction": self.reduction,
+            "num_residual_blocks": self.num_residual_blocks,
+            "attention_levels": list(self.attention_levels),
         }
 
     def encode(self, x: Tensor, degree: int) -> Tensor:

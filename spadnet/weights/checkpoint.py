@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spadnet.near_names import suggest
-from spadnet.weights.convert import StateDict
+from spadnet.weights.convert.rename import StateDict
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"

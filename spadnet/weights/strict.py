@@ -11,7 +11,7 @@ from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.weights.contract import InputContract, Model, contract_of
-from spadnet.weights.convert import StateDict
+from spadnet.weights.convert.rename import StateDict
 
 GREY_OF_RGB = (0.299, 0.587, 0.114)
 

@@ -1,0 +1,35 @@
+"""Pure functions from foreign state dicts to spadnet's: state dict in, state dict out.
+
+Every function names all keys it expects; a key that is left over is an error, so nothing is lost in
+silence.
+"""
+
+from spadnet.weights.convert.inflation import inflate_convolutions
+from spadnet.weights.convert.pumit import (
+    convert_released_mim,
+    convert_released_pyramid,
+    convert_released_tokenizer,
+    convert_released_vit,
+)
+from spadnet.weights.convert.rename import StateDict, select
+from spadnet.weights.convert.timm_vit import (
+    convert_timm_eva02,
+    convert_timm_vit,
+    spad_vit_from_timm,
+)
+from spadnet.weights.convert.vqgan import convert_vqgan, tokenizer_from_vqgan
+
+__all__ = [
+    "StateDict",
+    "convert_released_mim",
+    "convert_released_pyramid",
+    "convert_released_tokenizer",
+    "convert_released_vit",
+    "convert_timm_eva02",
+    "convert_timm_vit",
+    "convert_vqgan",
+    "inflate_convolutions",
+    "select",
+    "spad_vit_from_timm",
+    "tokenizer_from_vqgan",
+]
