@@ -140,18 +140,18 @@ def render(
     device = clean.device
     parts = blocks(geometry.size, device=device)
     bias = bias_field(generators, geometry=geometry, appearance=appearance, device=device)
-    image = torch.empty_like(clean)
+    image, spare = torch.empty_like(clean), None
     for rows in parts:
         torch.mul(clean[:, rows], bias[:, rows], out=image[:, rows])
     if appearance.noise[1] > 0:
         std = uniform(generators, between=appearance.noise, device=device)
         std = _per_sample(std * image.amax((1, 2, 3)))
-        noise = normal(generators, *clean.shape[1:], device=device)
+        spare = normal(generators, *clean.shape[1:], device=device)
         for rows in parts:
-            image[:, rows].addcmul_(noise[:, rows], std).abs_()  # scanners show magnitudes
+            image[:, rows].addcmul_(spare[:, rows], std).abs_()  # scanners show magnitudes
     if appearance.blur[1] > 0:
         sigma = uniform(generators, between=appearance.blur, device=device)
-        image = blur(image, sigma=sigma, geometry=geometry)
+        image = blur(image, sigma=sigma, geometry=geometry, out=spare)
     gamma = uniform(generators, between=appearance.gamma, device=device)
     return Rendering(rescale(image, gamma=gamma), bias)
 
@@ -181,13 +181,14 @@ def bias_field(
     return bias
 
 
-def blur(image: Tensor, *, sigma: Tensor, geometry: Geometry) -> Tensor:
+def blur(image: Tensor, *, sigma: Tensor, geometry: Geometry, out: Tensor | None = None) -> Tensor:
     """Blur with a Gaussian that is as wide in mm on every axis.
 
     Args:
         image: Volumes, [B, D, H, W].
         sigma: Standard deviation in pixels, at most 1, [B].
         geometry: Shared by the samples.
+        out: Memory for the result, which is new by default.
 
     Returns:
         Blurred volumes, [B, D, H, W].
@@ -195,7 +196,7 @@ def blur(image: Tensor, *, sigma: Tensor, geometry: Geometry) -> Tensor:
     ratios = [geometry.pixel / step for step in geometry.spacing]
     taps = [_taps(sigma * ratio) if ratio > MIN_SIGMA else None for ratio in ratios]
     depth = image.shape[1]
-    out = torch.empty_like(image)
+    out = torch.empty_like(image) if out is None else out
     for rows in blocks(geometry.size, device=image.device):
         # Neighbours on both sides come along, and what they lack is cut off with them.
         first, last = max(rows.start - BLUR_RADIUS, 0), min(rows.stop + BLUR_RADIUS, depth)
@@ -245,7 +246,8 @@ def rescale(image: Tensor, *, gamma: Tensor) -> Tensor:
     Returns:
         The same volumes, changed in place.
     """
-    low, high = (_per_sample(bound) for bound in torch.aminmax(image.flatten(1), dim=1))
+    # Ten times faster on a CPU than aminmax.
+    low, high = (_per_sample(bound) for bound in (image.amin((1, 2, 3)), image.amax((1, 2, 3))))
     span = (high - low).clamp_min(1e-6)
     power = _per_sample(gamma)
     depth, height, width = image.shape[1:]
