@@ -62,6 +62,49 @@ class TestNearestTokenizer(TestTokenizer):
         return [*super().output_shapes(degree, batch=batch, grid=grid), ()]
 
 
+class TestVqganTokenizer(ModelContract):
+    stride = 2
+
+    def build(self) -> nn.Module:
+        return Tokenizer(
+            in_chans=1,
+            widths=(32, 32),
+            stem_stride=1,
+            codebook_size=CODES,
+            code_dim=5,
+            quantizer="nearest",
+            num_residual_blocks=1,
+            attention_levels=(1,),
+        )
+
+    def output_shapes(
+        self, degree: int, *, batch: int, grid: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        size = tuple(self.volume(degree, batch=batch, grid=grid).shape)
+        return [size, (batch, 5, *grid), (batch, *grid, CODES), (batch, *grid), ()]
+
+
+class TestPlainViT(ModelContract):
+    def build(self) -> nn.Module:
+        return SpadViT(
+            in_chans=1,
+            num_classes=3,
+            embed_dim=16,
+            depth=2,
+            num_heads=2,
+            mlp="gelu",
+            sub_ln=False,
+            num_registers=2,
+            rope_rescale=(0, 0, 0),
+            pos_grid=(1, 3, 3),
+        )
+
+    def output_shapes(
+        self, degree: int, *, batch: int, grid: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        return [(batch, 3)]
+
+
 class TestSpadViT(ModelContract):
     def build(self) -> nn.Module:
         return tiny_vit(num_classes=3)

@@ -52,7 +52,16 @@ MODELS: dict[str, Callable[[], Model]] = {
         quantizer="gumbel", code_dim=24, decoder_widths=(8, 16, 16), reduction="sum", in_chans=3
     ),
     "tokenizer, short training": lambda: tiny_tokenizer(short_training=True),
+    "tokenizer, vqgan": lambda: tiny_tokenizer(
+        widths=(32, 32, 64),
+        stem_stride=1,
+        code_dim=8,
+        quantizer="nearest",
+        num_residual_blocks=1,
+        attention_levels=(2,),
+    ),
     "vit": tiny_vit,
+    "vit, plain": lambda: tiny_vit(mlp="gelu", num_registers=2, rope_rescale=(0, 0, 0)),
     "vit, unusual": lambda: tiny_vit(
         num_classes=3,
         in_chans=2,

@@ -189,10 +189,12 @@ def spad_vit_from_timm(
     if patch_size is not None and "patch_embed.proj.weight" in state:
         kernel = state["patch_embed.proj.weight"]
         state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch_size, patch_size])
-    if getattr(source, "rope", None) is not None:
+    if (rope := getattr(source, "rope", None)) is not None:
+        if type(rope).__name__ != "RotaryEmbeddingCat":
+            raise ValueError(f"a SPAD-ViT has no {type(rope).__name__}")
         converted = convert_timm_eva02(state)
         # timm leaves two-dimensional reference positions in its rotary embedding.
-        reference = source.rope.ref_feat_shape
+        reference = rope.ref_feat_shape
         rescale = (-1, *reference) if reference else (-1, -1, -1)
     else:
         _check_plain(source)
