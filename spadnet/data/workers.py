@@ -68,7 +68,7 @@ def run_tasks(
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
         module = getattr(function, "func", function).__module__  # of a partial, its function's
-        context.set_forkserver_preload([module])
+        context.set_forkserver_preload([module, "torch"])
     waiting = iter(range(len(tasks)))
     busy: dict[Connection, _Task] = {}
 

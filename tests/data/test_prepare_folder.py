@@ -20,7 +20,7 @@ from spadnet.data.image import ImageError
 from spadnet.data.inputs import Item, list_items
 from spadnet.data.journal import Fault, Outcome
 from spadnet.data.prepare_folder import Prepared, prepare_store
-from spadnet.data.prepare_item import Settings
+from spadnet.data.prepare_item import Settings, prepare_item
 
 SETTINGS = Settings(max_in_plane=None)
 
@@ -127,6 +127,35 @@ def test_worker_that_dies_costs_one_file(
     assert len(reasons) == 5
     assert "ended by SIGKILL" in reasons.pop("eye.png")
     assert set(reasons.values()) == {"read"}
+
+
+def _hang(item: Item, **options: Any) -> Any:
+    if item.key == "eye.png":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return prepare_item(item, **options)
+
+
+def test_file_on_which_reading_hangs_is_quarantined(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spadnet.data import workers
+
+    forked = multiprocessing.get_context("fork")  # keeps the replaced function
+    monkeypatch.setattr(workers.multiprocessing, "get_all_start_methods", lambda: ["fork"])
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda method: forked)
+    monkeypatch.setattr(prepare_folder, "prepare_item", _hang)
+    items = list_items(str(scans))
+    out = tmp_path / "out"
+    prepared = prepare_store(items, out, settings=SETTINGS, workers=2, time_limit=2.0)
+    assert prepared.faults == [
+        ("broken.nii", "the file is empty (0 bytes)"),
+        ("eye.png", "took longer than 2 s and was given up"),
+    ]
+    assert len(prepared.records) == 5
+    # The next run tries it again.
+    monkeypatch.setattr(prepare_folder, "prepare_item", prepare_item)
+    assert make(scans, out).kept == 3
+    assert "eye.png" in {record.key for record in read_catalogue(out)}
 
 
 def _killed_at(call: int, *, after: bool, run: Callable[[], object]) -> bool:
