@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spadnet.data.batch import Batch
 from spadnet.data.masking import random_visible_index
 from spadnet.losses.mim import soft_cross_entropy
+from spadnet.models.frozen import FrozenTargets
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
@@ -65,6 +66,7 @@ class MimTask(LightningModule):
         self.seed = seed
         frozen = tokenizer.eval().requires_grad_(False)
         self._frozen = (frozen,)  # a tuple keeps it out of the module tree
+        self._targets = FrozenTargets(frozen)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -76,14 +78,16 @@ class MimTask(LightningModule):
         return build_adamw(self.model, settings=self.optim)
 
     def setup(self, stage: str) -> None:
-        """Bring the frozen tokenizer to the device."""
+        """Bring the frozen tokenizer to the device and the precision of the training."""
         self.tokenizer.to(self.device)
+        is_low = str(self.trainer.precision).startswith("bf16")
+        self._targets = FrozenTargets(
+            self.tokenizer, dtype=torch.bfloat16 if is_low else torch.float32
+        )
 
-    @torch.no_grad()
     def target(self, image: Tensor, degree: int) -> Tensor:
-        """Distribution over codes, [B, L, K], that the frozen tokenizer sees."""
-        image = match_channels(image, self.tokenizer.in_chans)
-        return self.tokenizer.token_logits(image, degree)
+        """Logits of the codes, [B, L, K], that the frozen tokenizer sees."""
+        return self._targets(image, degree)
 
     def training_step(self, batch: Sequence[Batch], index: int) -> None:
         """Do one optimiser step over the micro-batches."""
