@@ -11,6 +11,7 @@ from spadnet.data.crop_plan import NO_AUGMENT, CropAugment
 from spadnet.data.datasets import StepDataset, Volume, to_volume
 from spadnet.data.folder import load_folder
 from spadnet.data.samples import list_samples, load_samples
+from spadnet.inference.trained_range import TrainedRange
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.synthetic import synthetic_images
@@ -24,10 +25,12 @@ class Data(NamedTuple):
     Attributes:
         module: The batches.
         names: What they are made from, for the model card.
+        trained: Spacings that the model will see.
     """
 
     module: StepDataModule
     names: list[str]
+    trained: TrainedRange
 
 
 def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
@@ -60,7 +63,8 @@ def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
         intensity_augment=IntensityAugment() if section["augment"] else None,
     )
     module = StepDataModule(dataset, max_steps=max_steps, num_workers=section["num_workers"])
-    return Data(module, names)
+    trained = TrainedRange.over([volume.spacing for volume in volumes], dataset.degrees)
+    return Data(module, names, trained)
 
 
 def load_volumes(section: Mapping[str, Any], *, in_chans: int) -> tuple[list[Volume], list[str]]:

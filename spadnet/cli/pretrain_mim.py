@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     if code is not None:
         return code
     facts = {
-        **training_facts(result, config, data.names),
+        **training_facts(result, config, data),
         "tokenizer": Path(settings["tokenizer"]).name,
     }
     name, folder = config.model.name, run_dir(config)

@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
         task.tokenizer,
         run_dir(config) / "tokenizer",
         name=config.model.name,
-        training=training_facts(result, config, data.names),
+        training=training_facts(result, config, data),
     )
     logger.info("tokenizer written to %s", folder)
     return 0

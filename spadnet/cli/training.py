@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from spadnet.cli.data import Data
 from spadnet.cli.usage import UsageError
 from spadnet.models.registry import create_model, model_names
 from spadnet.near_names import suggest
@@ -149,12 +150,13 @@ def stopped(result: FitResult, config: DictConfig, *, argv: Sequence[str], verb:
     return 128 + result.stopped_by
 
 
-def training_facts(result: FitResult, config: DictConfig, data: Sequence[str]) -> dict[str, Any]:
+def training_facts(result: FitResult, config: DictConfig, data: Data) -> dict[str, Any]:
     """What a model card tells about the training."""
     return {
         "stage": config.stage,
         "run": config.name,
         "steps": result.step,
         "seed": config.seed,
-        "data": list(data),
+        "data": data.names,
+        **data.trained.facts(),
     }

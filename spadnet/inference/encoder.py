@@ -1,7 +1,8 @@
 """The encoder as users meet it: an image file goes in, features come out."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spadnet.data.image import Vector, orient, plain_grid
+from spadnet.data.inputs import Item
 from spadnet.data.io import Image, ImageError, read_image
 from spadnet.data.preprocess import prepare, to_channels
+from spadnet.inference.trained_range import TrainedRange
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import Spacing, required_multiple
 from spadnet.weights.contract import InputContract, contract_of
@@ -21,6 +24,14 @@ from spadnet.weights.hub import load_checkpoint
 
 MAX_TOKENS = 4096
 """Tokens that see each other at once; a larger image is encoded window by window."""
+
+_MAX_WAITING = 1 << 26  # voxels of images that wait for others of their size: 256 MiB
+_WAITING_BATCHES = 8  # how many batches' worth of images may wait
+
+Source = str | Path | Item | Image | np.ndarray | Tensor
+"""What an encoder takes: a file or DICOM folder, one listed in a table, an image, an array."""
+
+logger = logging.getLogger(__name__)
 
 
 class Embedding(NamedTuple):
@@ -44,6 +55,21 @@ class Embedding(NamedTuple):
     origin: Vector
 
 
+class _View(NamedTuple):
+    """An image as the model takes it: ``volume`` [C, D, H, W], padded to whole patches."""
+
+    volume: Tensor
+    spacing: Spacing
+    degree: int
+    patch: tuple[int, int, int]
+    origin: Vector
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        z, y, x = (n // p for n, p in zip(self.volume.shape[1:], self.patch, strict=True))
+        return z, y, x
+
+
 class Encoder:
     """Encode images of any dimension and spacing: read, orient, scale, pad, encode.
 
@@ -57,6 +83,7 @@ class Encoder:
         *,
         contract: InputContract | None = None,
         max_tokens: int = MAX_TOKENS,
+        trained: TrainedRange | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -65,23 +92,22 @@ class Encoder:
             contract: What the model takes; spadnet's own rule by default.
             max_tokens: Tokens that see each other at once. A larger image is cut into windows that
                 know nothing of each other, and their class tokens are averaged.
+            trained: Spacings that the model has seen; the first image beyond them is warned of.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be positive, got {max_tokens}")
         self.model = model.eval()
         self.contract = contract_of(model) if contract is None else contract
         self.max_tokens = max_tokens
+        self.trained = TrainedRange() if trained is None else trained
+        self._has_warned = False
 
-    def __call__(
-        self,
-        image: str | Path | Image | np.ndarray | Tensor,
-        *,
-        spacing: Sequence[float] | None = None,
-    ) -> Embedding:
+    def __call__(self, image: Source, *, spacing: Sequence[float] | None = None) -> Embedding:
         """Encode one image.
 
         Args:
-            image: File, DICOM folder, image as read, or an array [H, W], [D, H, W] or [C, D, H, W].
+            image: File, DICOM folder, item of a table, image as read, or an array [H, W],
+                [D, H, W] or [C, D, H, W].
             spacing: Millimetres along z, y, x; required for 3D arrays, and said in place of what a
                 file says. An array [H, W] is a 2D image, and so is [H, W, 3] with the spacing
                 of one, ``Spacing.planar()``.
@@ -89,12 +115,83 @@ class Encoder:
         Raises:
             ImageError: If the image cannot be used.
         """
+        view = self._view(image, spacing)
+        cls, tokens = self._encode(view.volume[None], view)
+        return _embedding(cls[0], tokens[0], view)
+
+    def encode_many(self, images: Iterable[Source], *, batch_size: int = 8) -> Iterator[Embedding]:
+        """Encode images in batches and give their embeddings in order.
+
+        >>> for embedding in encoder.encode_many(["a.nii.gz", "b.png"]):  # doctest: +SKIP
+        ...     print(embedding.cls)
+
+        Args:
+            images: As for :meth:`__call__`; they are read as they are needed.
+            batch_size: Images that pass the model together: those of one degree and size. Fewer
+                where they have more than ``max_tokens`` tokens together.
+
+        Raises:
+            ImageError: If an image cannot be used, once those before it were given.
+        """
+        for result in self.encode_each(images, batch_size=batch_size):
+            if isinstance(result, ImageError):
+                raise result
+            yield result
+
+    def encode_each(
+        self, images: Iterable[Source], *, batch_size: int = 8
+    ) -> Iterator[Embedding | ImageError]:
+        """Like :meth:`encode_many`; an image that cannot be used gives its error in its place."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        for waiting in self._waiting(images, batch_size):
+            results: dict[int, Embedding | ImageError] = {}
+            groups: dict[tuple[int, torch.Size], list[tuple[int, _View]]] = {}
+            for place, view in enumerate(waiting):
+                if isinstance(view, ImageError):
+                    results[place] = view
+                else:
+                    key = view.degree, view.volume.shape
+                    groups.setdefault(key, []).append((place, view))
+            for group in groups.values():
+                first = group[0][1]
+                size = min(batch_size, max(self.max_tokens // math.prod(first.grid), 1))
+                for start in range(0, len(group), size):
+                    batch = group[start : start + size]
+                    volumes = torch.stack([view.volume for _, view in batch])
+                    cls, tokens = self._encode(volumes, first)
+                    for (place, view), one, map_ in zip(batch, cls, tokens, strict=True):
+                        results[place] = _embedding(one.clone(), map_.clone(), view)
+            yield from (results[place] for place in range(len(waiting)))
+
+    def _waiting(
+        self, images: Iterable[Source], batch_size: int
+    ) -> Iterator[list[_View | ImageError]]:
+        """Read as many images as may wait for each other."""
+        waiting: list[_View | ImageError] = []
+        voxels = 0
+        for image in images:
+            try:
+                view = self._view(image)
+                waiting.append(view)
+                voxels += view.volume.numel()
+            except ImageError as error:
+                waiting.append(error)
+            if len(waiting) == _WAITING_BATCHES * batch_size or voxels >= _MAX_WAITING:
+                yield waiting
+                waiting, voxels = [], 0
+        if waiting:
+            yield waiting
+
+    def _view(self, image: Source, spacing: Sequence[float] | None = None) -> _View:
         prepared = self.prepare(self._open(image, spacing))
+        if not self._has_warned and (reason := self.trained.missed_by(prepared.spacing)):
+            self._has_warned = True
+            logger.warning("%s: %s; features may be poor (said once)", prepared.source, reason)
         degree = prepared.spacing.degree(self.contract.max_degree)
         patch = required_multiple(degree, stride=self.contract.stride)
         volume = _pad(torch.from_numpy(prepared.array), patch)
-        cls, tokens = self._encode(volume, degree, patch)
-        return Embedding(cls, tokens, prepared.spacing, degree, patch, prepared.origin)
+        return _View(volume, prepared.spacing, degree, patch, prepared.origin)
 
     def prepare(self, image: Image) -> Image:
         """Crop, scale and recolour an image as the model's contract says.
@@ -117,9 +214,9 @@ class Encoder:
         except ValueError as error:
             raise ImageError(f"{image.source}: {error}") from error
 
-    def _open(
-        self, image: str | Path | Image | np.ndarray | Tensor, spacing: Sequence[float] | None
-    ) -> Image:
+    def _open(self, image: Source, spacing: Sequence[float] | None) -> Image:
+        if isinstance(image, Item):
+            return read_image(image.path, spacing=image.spacing if spacing is None else spacing)
         if isinstance(image, str | Path):
             return read_image(image, spacing=spacing)
         if isinstance(image, Image):
@@ -129,23 +226,30 @@ class Encoder:
         return image_from_array(image, spacing=spacing)
 
     @torch.no_grad()
-    def _encode(self, volume: Tensor, degree: int, patch: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Encode a volume [C_in, D, H, W]; return pooled feature [C] and tokens [d, h, w, C]."""
-        grid = [n // step for n, step in zip(volume.shape[1:], patch, strict=True)]
-        weight = self.model.patch_embed.proj.weight
-        tokens = torch.empty(*grid, self.model.embed_dim)
-        pooled = torch.zeros(self.model.embed_dim)
+    def _encode(self, volumes: Tensor, view: _View) -> tuple[Tensor, Tensor]:
+        """Pool [B, C] and tokens [B, d, h, w, C] of volumes [B, C_in, D, H, W] like ``view``."""
+        grid, model = view.grid, self.model
+        weight = model.patch_embed.proj.weight
+        tokens = torch.empty(len(volumes), *grid, model.embed_dim)
+        pooled = torch.zeros(len(volumes), model.embed_dim)
         for window in windows(grid, self.max_tokens):
-            cut = [slice(w.start * p, w.stop * p) for w, p in zip(window, patch, strict=True)]
-            part = volume[:, cut[0], cut[1], cut[2]][None].to(weight)
-            features = self.model.forward_features(part, degree)
+            cut = [slice(w.start * p, w.stop * p) for w, p in zip(window, view.patch, strict=True)]
+            part = volumes[:, :, cut[0], cut[1], cut[2]].to(weight)
+            features = model.forward_features(part, view.degree)
             shape = [w.stop - w.start for w in window]
-            tokens[window] = (
-                features[0, self.model.num_prefix_tokens :].unflatten(0, shape).float().cpu()
+            tokens[:, window[0], window[1], window[2]] = (
+                features[:, model.num_prefix_tokens :].unflatten(1, shape).float().cpu()
             )
             share = math.prod(shape) / math.prod(grid)
-            pooled += share * self.model.forward_head(features, pre_logits=True)[0].float().cpu()
+            if model.global_pool == "":  # no choice of a token: that of the class
+                features = features[:, :1]
+            head = model.forward_head(features, pre_logits=True).flatten(1)
+            pooled += share * head.float().cpu()
         return pooled, tokens
+
+
+def _embedding(cls: Tensor, tokens: Tensor, view: _View) -> Embedding:
+    return Embedding(cls, tokens, view.spacing, view.degree, view.patch, view.origin)
 
 
 def load_encoder(source: str | Path, *, max_tokens: int = MAX_TOKENS, **options: Any) -> Encoder:
@@ -162,7 +266,8 @@ def load_encoder(source: str | Path, *, max_tokens: int = MAX_TOKENS, **options:
     """
     loaded = load_checkpoint(source, expect=SpadViT, **options)
     assert isinstance(loaded.model, SpadViT)
-    return Encoder(loaded.model, contract=loaded.contract, max_tokens=max_tokens)
+    trained = TrainedRange.of(loaded.config["training"])
+    return Encoder(loaded.model, contract=loaded.contract, max_tokens=max_tokens, trained=trained)
 
 
 def image_from_array(

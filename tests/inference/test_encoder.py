@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from spadnet.data.inputs import Item
 from spadnet.data.io import ImageError, read_image
 from spadnet.data.preprocess import prepare
 from spadnet.inference.encoder import Encoder, image_from_array, load_encoder, windows
+from spadnet.inference.trained_range import TrainedRange
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import Spacing, required_multiple
@@ -256,3 +259,114 @@ def test_repeated_slices_give_the_same_features(
     assert thin.degree == degree
     # Percentiles of repeated voxels differ in the fourth digit.
     torch.testing.assert_close(thin.tokens, thick.tokens, atol=2e-3, rtol=0)
+
+
+def mixed_images() -> list[Any]:
+    """Images of four degrees, with several sizes of one degree."""
+    sizes = [(8, 32, 48), (32, 40), (8, 32, 48), (3, 32, 32), (32, 32, 32), (8, 30, 47), (32, 32)]
+    degrees = [2, 5, 2, 3, 0, 2, 5]
+    images = []
+    for seed, (size, degree) in enumerate(zip(sizes, degrees, strict=True)):
+        array = np.random.default_rng(seed).integers(1, 4000, size).astype(np.int16)
+        spacing = Spacing.planar() if degree == 5 else Spacing(2.0**degree, 1.0, 1.0)
+        images.append(image_from_array(array, spacing=spacing))
+    return images
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("max_tokens", [4096, 14, 5])
+def test_mixed_degrees_come_back_in_order(batch_size: int, max_tokens: int) -> None:
+    encoder, images = Encoder(tiny_vit(), max_tokens=max_tokens), mixed_images()
+    many = list(encoder.encode_many(iter(images), batch_size=batch_size))
+    assert [one.degree for one in many] == [2, 5, 2, 3, 0, 2, 5]
+    for image, one in zip(images, many, strict=True):
+        alone = encoder(image)
+        assert one[2:] == alone[2:]
+        torch.testing.assert_close(one.cls, alone.cls, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one.tokens, alone.tokens, atol=1e-5, rtol=1e-4)
+
+
+def test_images_of_one_size_pass_the_model_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit, sizes = tiny_vit(), []
+    forward = vit.forward_features
+
+    def count(x: torch.Tensor, degree: int | None = None) -> torch.Tensor:
+        sizes.append(x.shape[0])
+        return forward(x, degree)
+
+    monkeypatch.setattr(vit, "forward_features", count)
+    list(Encoder(vit).encode_many(mixed_images(), batch_size=2))
+    assert sorted(sizes) == [1, 1, 1, 1, 1, 2]  # 30 x 47 pixels are padded to 32 x 48
+
+
+def test_reading_stays_a_bounded_way_ahead() -> None:
+    read = []
+
+    def images() -> Any:
+        for number in range(100):
+            read.append(number)
+            yield voxels(32, 32)
+
+    results = Encoder(tiny_vit()).encode_many(images(), batch_size=2)
+    next(results)
+    assert len(read) == 16
+
+
+def test_unusable_image_is_named_in_its_place(encoder: Encoder, tmp_path: Path) -> None:
+    images = [voxels(32, 32), tmp_path / "absent.nii", voxels(32, 32)]
+    first, error, last = encoder.encode_each(images)
+    assert isinstance(error, ImageError)
+    assert "absent.nii" in str(error)
+    torch.testing.assert_close(first.cls, last.cls)  # type: ignore[union-attr]
+    results = encoder.encode_many(images)
+    next(results)
+    with pytest.raises(ImageError, match="absent"):
+        next(results)
+    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+        next(encoder.encode_each([], batch_size=0))
+
+
+def test_item_of_a_table_brings_its_spacing(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "image.nii.gz", voxels(32, 33, 9), (1, 1, 1))
+    item = Item(path, "image", "mine", spacing=(5.0, 1.0, 1.0))
+    assert encoder(item).degree == 2
+    assert encoder(item).cls.equal(encoder(path, spacing=(5, 1, 1)).cls)
+
+
+@pytest.mark.parametrize(
+    ("facts", "spacing", "reason"),
+    [
+        ({"degrees": [0, 1], "in_plane_mm": [0.5, 2.0]}, (5, 1, 1), r"degree 2 .* \(degrees 0, 1"),
+        ({"in_plane_mm": [0.5, 2.0]}, (5, 2.5, 2.5), "2.5 mm is outside the trained 0.5 to 2 mm"),
+        ({"in_plane_mm": [0.5, 2.0]}, (5, 0.5, 0.4), "0.4 mm is outside"),
+        ({"in_plane_mm": [0.5, 2.0], "degrees": [2]}, (4, 1, 1), None),
+        ({"in_plane_mm": [0.5, 0.8]}, Spacing.planar(), None),
+        ({"in_plane_mm": "unknown", "degrees": []}, (4, 1, 1), None),
+        ({}, (4, 1, 1), None),
+    ],
+)
+def test_spacing_outside_the_trained_range_warns_once(
+    facts: Any, spacing: Any, reason: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = load_encoder(save_pretrained(tiny_vit(), tmp_path / "vit", training=facts))
+    size = (1, 32, 32) if spacing == Spacing.planar() else (8, 32, 32)
+    for _ in range(3):
+        encoder(voxels(*size), spacing=spacing)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (reason is not None)
+    if reason is not None:
+        assert re.search(reason, warned[0])
+
+
+def test_range_of_a_training_is_that_of_its_volumes() -> None:
+    spacings = [Spacing(5, 0.7, 0.8), Spacing.planar(), Spacing(1, 1.2, 1.2)]
+    found = TrainedRange.over(spacings, [0, 2, 5])
+    assert found == TrainedRange((0.7, 1.2), (0, 2, 5)) == TrainedRange.of(found.facts())
+    assert TrainedRange.over([Spacing.planar()], [5]).in_plane is None
+
+
+def test_model_without_a_pooled_token_gives_that_of_the_class() -> None:
+    vit = tiny_vit()
+    expected = Encoder(vit)(voxels(32, 32)).cls
+    vit.reset_classifier(0, "")
+    torch.testing.assert_close(Encoder(vit)(voxels(32, 32)).cls, expected)
