@@ -1,14 +1,12 @@
-"""Random anatomies from Gaussian random fields, or warped from label maps of the user.
+"""Random anatomies from Gaussian random fields.
 
-Sources: RaSD, arXiv 2602.12317, SynthMorph, arXiv 2004.10282, SynthSeg, arXiv 2107.09559. All
-structures scale with the field of view N: fields of grid scale N/8 and N/4, displacements of scale
-N/16, N/8 and N/4. Warping happens on a coarse lattice; only its result is brought to the voxels.
+Sources: RaSD, arXiv 2602.12317, SynthMorph, arXiv 2004.10282. All structures scale with the field
+of view N: fields of grid scale N/8 and N/4, displacements of scale N/16, N/8 and N/4. Warping
+happens on a coarse lattice; only its result is brought to the voxels.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import product
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +19,16 @@ from spadnet.synthesis.fields import (
     normal,
     num_nodes,
     separable,
-    separable_rows,
     spline_basis,
     uniform,
 )
-from spadnet.synthesis.geometry import Geometry, blocks
+from spadnet.synthesis.geometry import Geometry
+from spadnet.synthesis.tiles import upsampled_argmax
 
 FIELD_SCALES = (1 / 8, 1 / 4)
 WARP_SCALES = (1 / 16, 1 / 8, 1 / 4)
 SOURCE_STEP = 1 / 24  # fields are laid out this finely before they are warped
 LATTICE_STEP = (1 / 48, 1 / 28)  # and warped on this lattice, in 2D and in 3D
-TILE = 1 << 14  # voxels whose label is decided at once, few enough to stay in a CPU's cache
-CLOSE = 0.4  # labels further behind at the nodes do not get ahead between them
 SPLINE_NORM = 0.69  # root of the summed squares of a cubic B-spline's weights, 0.68 to 0.71
 
 
@@ -68,61 +64,7 @@ def field_labels(
     scores = _warped_fields(generators, warp, geometry=geometry, device=device)
     outline = body_outline(generators, grids=lattice, geometry=geometry, device=device)
     scores[:, 0] += torch.where(background[:, None, None, None].to(device), outline, 0.0)
-    return _upsampled_argmax(scores, lattice_bases(geometry, device=device))
-
-
-def given_labels(
-    generators: Sequence[torch.Generator],
-    label_maps: Tensor,
-    *,
-    geometry: Geometry,
-    max_displacement: float,
-    device: torch.device | str,
-) -> Tensor:
-    """Warp label maps by a random smooth displacement; the nearest voxel decides.
-
-    Args:
-        generators: One per sample.
-        label_maps: Labels that fill the sample's box, of any size, [B, d, h, w], uint8.
-        geometry: Shared by the samples.
-        max_displacement: Largest standard deviation of a displacement, as part of N.
-
-    Returns:
-        Labels of the thin slices, [B, D * slabs, H, W], uint8.
-    """
-    warp = displacement(
-        generators,
-        geometry=geometry,
-        num_fields=1,
-        max_displacement=max_displacement,
-        device=device,
-    )[:, 0]
-    spans, moving = geometry.spans(), _moving_axes(geometry)
-    shape = label_maps.shape[1:]
-    # The lattice holds where to look, in voxels of the label map; cubic interpolation is exact
-    # for the identity, so it may be added here.
-    look = torch.zeros(len(generators), 3, *warp.shape[2:], device=device)
-    for axis, (grid, span, count) in enumerate(
-        zip(lattice_grids(geometry), spans, shape, strict=True)
-    ):
-        if axis in moving:
-            per_mm = count / (span[1] - span[0])
-            place = _along(grid.places.float() * per_mm, axis, device=device)
-            look[:, axis] = place + warp[:, moving.index(axis)] * per_mm
-    bases = lattice_bases(geometry, device=device)
-    offset = torch.arange(len(generators), dtype=torch.int32, device=device) * math.prod(shape)
-    flat = label_maps.to(device).flatten()
-    labels = torch.empty(len(generators), *geometry.thin_size, dtype=torch.uint8, device=device)
-    for rows in blocks(geometry.thin_size, device=device):
-        slices, lines, columns = (
-            separable_rows(look[:, axis], bases, rows=rows).clamp_(0, count - 0.5).floor_()
-            for axis, count in enumerate(shape)
-        )
-        # Floats hold every index within a slice, but not within a large volume.
-        index = columns.add_(lines, alpha=shape[2]).int()
-        index += slices.int().mul_(shape[1] * shape[2]).add_(offset[:, None, None, None])
-        labels[:, rows] = flat.index_select(0, index.flatten()).view(index.shape)
-    return labels
+    return upsampled_argmax(scores, lattice_bases(geometry, device=device))
 
 
 def lattice_grids(geometry: Geometry) -> tuple[Grid, Grid, Grid]:
@@ -162,7 +104,7 @@ def displacement(
         Displacements in mm, [B, num_fields, 3 (2 in a plane), d, h, w].
     """
     view = geometry.field_of_view
-    num_axes = len(_moving_axes(geometry))
+    num_axes = len(moving_axes(geometry))
     finest = view * min(WARP_SCALES)
     # Lattice nodes lie outside the volume too: two cells are more than enough for them.
     spans = geometry.spans(margin=2 * finest)
@@ -220,7 +162,7 @@ def _warped_fields(
         ]
         source = source + separable(noise * std, bases)
 
-    moving = _moving_axes(geometry)
+    moving = moving_axes(geometry)
     places = lattice_grids(geometry)
     look = torch.empty(*warp.shape[:2], *warp.shape[3:], len(moving), device=device)
     for index, axis in enumerate(moving):
@@ -228,7 +170,7 @@ def _warped_fields(
         unit = (places[axis].places - grids[axis].start) * per_mm - 1
         # grid_sample counts axes backwards: x first.
         torch.add(
-            _along(unit.float(), axis, device=device),
+            along(unit.float(), axis, device=device),
             warp[:, :, index],
             alpha=per_mm,
             out=look[..., -1 - index],
@@ -255,7 +197,7 @@ def body_outline(
     radius[:, 0] *= uniform(generators, between=(1.0, 4.0), device=device)
     exponent = uniform(generators, 1, between=(1.8, 3.5), device=device)
     total = torch.zeros((), device=device)
-    for axis in _moving_axes(geometry):
+    for axis in moving_axes(geometry):
         extent = geometry.spans()[axis][1]
         unit = (grids[axis].places / extent).float().to(device)
         distance = ((unit - centre[:, axis, None]).abs() / radius[:, axis, None]) ** exponent
@@ -265,118 +207,12 @@ def body_outline(
     return ((total - 1) * 4).clamp(max=8)
 
 
-def _upsampled_argmax(scores: Tensor, bases: Sequence[Tensor | None]) -> Tensor:
-    """Label of the largest upsampled score, without holding all scores at full resolution.
-
-    The volume is worked on in tiles. On a CPU a label takes part in a tile only if it comes within
-    ``CLOSE`` of the largest score at a node of it: most labels are far from most tiles.
-
-    Args:
-        scores: One score per label on the lattice, [B, L, d, h, w].
-        bases: Matrices from lattice to voxels for z, y, x.
-
-    Returns:
-        Labels, [B, D, H, W], uint8.
-    """
-    batch, num_labels = scores.shape[:2]
-    bits = (1 << (num_labels - 1).bit_length()) - 1
-    size = [
-        nodes if basis is None else len(basis)
-        for nodes, basis in zip(scores.shape[2:], bases, strict=True)
-    ]
-    axes = [
-        _strips(basis, count=count, step=step)
-        for basis, count, step in zip(
-            bases, size, _tile_size(size, device=scores.device), strict=True
-        )
-    ]
-    tags = torch.arange(num_labels, dtype=torch.int32, device=scores.device)[:, None, None, None]
-    labels = torch.empty(batch, *size, dtype=torch.uint8, device=scores.device)
-    tiles = list(product(*axes))
-    everything = (slice(0, batch), [slice(None)] * len(tiles))
-    groups: list[tuple[slice, Sequence[slice | Tensor]]] = [everything]
-    if scores.device.type == "cpu":
-        groups = [
-            (slice(index, index + 1), _candidates(sample, axes))
-            for index, sample in enumerate(scores)
-        ]
-    for samples, candidates in groups:
-        for tile, chosen in zip(tiles, candidates, strict=True):
-            part = scores[samples, :, tile[0].nodes, tile[1].nodes, tile[2].nodes][:, chosen]
-            score = separable(part, [strip.basis for strip in tile])
-            # The label rides in the lowest bits of the score: one maximum finds both.
-            tagged = score.view(torch.int32).bitwise_and(~bits).bitwise_or_(tags[chosen])
-            best = tagged.view(torch.float32).amax(1).view(torch.int32).bitwise_and_(bits)
-            labels[samples, tile[0].voxels, tile[1].voxels, tile[2].voxels] = best
-    return labels
-
-
-class Strip(NamedTuple):
-    """A part of one axis.
-
-    Attributes:
-        voxels: Its voxels.
-        nodes: Lattice nodes that they are interpolated from.
-        around: Those of the nodes that lie next to a voxel.
-        basis: Matrix from nodes to voxels; None where they are the same.
-    """
-
-    voxels: slice
-    nodes: slice
-    around: slice
-    basis: Tensor | None
-
-
-def _strips(basis: Tensor | None, *, count: int, step: int) -> list[Strip]:
-    """Cut an axis of ``count`` voxels into strips of ``step``."""
-    strips = []
-    for start in range(0, count, step):
-        voxels = slice(start, min(start + step, count))
-        if basis is None:
-            strips.append(Strip(voxels, voxels, voxels, None))
-            continue
-        rows = basis[voxels]
-        used = (rows != 0).any(0).nonzero()[:, 0]
-        near = (rows > 0).any(0).nonzero()[:, 0]  # the weights of the outer nodes are negative
-        nodes = slice(int(used[0]), int(used[-1]) + 1)
-        around = slice(int(near[0]), int(near[-1]) + 1)
-        strips.append(Strip(voxels, nodes, around, rows[:, nodes].contiguous()))
-    return strips
-
-
-def _candidates(scores: Tensor, axes: Sequence[Sequence[Strip]]) -> list[Tensor]:
-    """Labels that may be the largest somewhere in each tile, in the order of ``product``.
-
-    Args:
-        scores: One score per label on the lattice, [L, d, h, w].
-        axes: Strips of z, y and x.
-    """
-    behind = scores.amax(0) - scores
-    for dim, strips in enumerate(axes, start=1):
-        near = [
-            behind.narrow(dim, strip.around.start, strip.around.stop - strip.around.start)
-            for strip in strips
-        ]
-        behind = torch.stack([part.amin(dim) for part in near], dim)
-    is_close = behind.flatten(1).mT < CLOSE
-    return list(is_close.nonzero()[:, 1].split(is_close.sum(1).tolist()))
-
-
-def _tile_size(size: Sequence[int], *, device: torch.device) -> list[int]:
-    """Voxels of a tile along z, y and x: few that are near each other on a CPU."""
-    if device.type != "cpu":
-        return [128, 512, 512]
-    depth = min(size[0], 16)
-    side = math.isqrt(TILE // depth)
-    return [depth, side, side]
-
-
-def _moving_axes(geometry: Geometry) -> list[int]:
+def moving_axes(geometry: Geometry) -> list[int]:
     """Axes that have an extent: y and x in a plane, all three else."""
     return [1, 2] if geometry.spacing.is_planar else [0, 1, 2]
 
 
-def _along(values: Tensor, axis: int, *, device: torch.device | str) -> Tensor:
+def along(values: Tensor, axis: int, *, device: torch.device | str) -> Tensor:
     """Shape [n] so that it broadcasts along one axis of [..., d, h, w]."""
     shape = [1, 1, 1]
     shape[axis] = -1

@@ -32,11 +32,11 @@ class Grid(NamedTuple):
 
 def sample_generators(seeds: Sequence[int], *, stream: int) -> list[torch.Generator]:
     """Make one CPU generator per sample; different streams of one seed are independent."""
-    return [torch.Generator().manual_seed(_mix(int(seed), stream)) for seed in seeds]
+    return [torch.Generator().manual_seed(mix_seed(int(seed), stream)) for seed in seeds]
 
 
-def _mix(seed: int, stream: int) -> int:
-    """SplitMix64 of both numbers: near seeds give unrelated generators."""
+def mix_seed(seed: int, stream: int) -> int:
+    """SplitMix64 of both numbers: near seeds give unrelated ones, below 2**63."""
     mask = (1 << 64) - 1
     state = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) & mask
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from spadnet.spacing import MAX_DEGREE, Spacing
-from spadnet.synthesis.anatomy import field_labels, given_labels
+from spadnet.synthesis.anatomy import field_labels
 from spadnet.synthesis.appearance import Appearance, draw_clean, render
 from spadnet.synthesis.degradation import thick_labels
 from spadnet.synthesis.fields import sample_generators, uniform
 from spadnet.synthesis.geometry import Geometry, plan_geometry
+from spadnet.synthesis.label_maps import PlacedMaps, fill_box, given_labels
 from spadnet.synthesis.shapes import paint_shapes, shape_labels
 
 DEVICE_CHUNK = 1 << 24
@@ -57,7 +58,7 @@ def synthesize(
     *,
     spacing: Spacing = Spacing(1.0, 1.0, 1.0),
     num_labels: int = 8,
-    source: Source | Tensor = "fields",
+    source: Source | Tensor | PlacedMaps = "fields",
     appearance: Appearance | None = None,
     field_of_view: float | None = None,
     background: float = 0.5,
@@ -73,7 +74,7 @@ def synthesize(
         spacing: Voxel spacing in mm. Thick slices are averages of thin ones.
         num_labels: Labels of the anatomy, 2 to 256.
         source: Where anatomy comes from, or label maps with integers below ``num_labels``,
-            [B, d, h, w], that fill the image's box whatever their size.
+            [B, d, h, w], that fill the image's box whatever their size, or placed ones.
         appearance: Ranges of contrast, texture, bias field, noise, blur and gamma;
             ``Appearance()`` by default.
         field_of_view: Width of the anatomy in mm, whose structures scale with it; by default the
@@ -94,15 +95,19 @@ def synthesize(
         raise ValueError("seeds must hold at least one seed, got none")
     if not 2 <= num_labels <= 256:
         raise ValueError(f"num_labels must be 2 to 256, got {num_labels}")
-    maps = source if isinstance(source, Tensor) else None
-    if maps is not None:
-        maps = _checked_maps(maps, num_samples=len(seeds), num_labels=num_labels)
-    elif source not in ("fields", "shapes", "mixed"):
+    geometry = plan_geometry(size, spacing=spacing, field_of_view=field_of_view)
+    maps = source if isinstance(source, PlacedMaps) else None
+    if isinstance(source, Tensor):
+        checked = _checked_maps(source, num_samples=len(seeds), num_labels=num_labels)
+        maps = fill_box(checked, geometry=geometry)
+    elif maps is not None and len(maps.labels) != len(seeds):
+        raise ValueError(f"need {len(seeds)} label maps, one per seed, got {len(maps.labels)}")
+    elif maps is None and source not in ("fields", "shapes", "mixed"):
         raise ValueError(f"source must be 'fields', 'shapes', 'mixed' or a tensor, got {source!r}")
     recipe = Recipe(
-        geometry=plan_geometry(size, spacing=spacing, field_of_view=field_of_view),
+        geometry=geometry,
         num_labels=num_labels,
-        source=None if isinstance(source, Tensor) else source,
+        source=source if isinstance(source, str) else None,
         appearance=appearance or Appearance(),
         background=background,
         max_displacement=max_displacement,
@@ -112,7 +117,7 @@ def synthesize(
     parts = []
     for start in range(0, len(seeds), step):
         chunk = slice(start, start + step)
-        label_maps = None if maps is None else maps[chunk]
+        label_maps = None if maps is None else PlacedMaps(*(part[chunk] for part in maps))
         parts.append(_make(seeds[chunk], recipe, label_maps=label_maps, device=device))
     if len(parts) == 1:
         return parts[0]
@@ -166,7 +171,7 @@ def _make(
     seeds: Sequence[int],
     recipe: Recipe,
     *,
-    label_maps: Tensor | None,
+    label_maps: PlacedMaps | None,
     device: torch.device | str,
 ) -> SyntheticSample:
     """Make the samples of one chunk."""
@@ -200,7 +205,7 @@ def _draw_labels(
     recipe: Recipe,
     *,
     background: Tensor,
-    label_maps: Tensor | None,
+    label_maps: PlacedMaps | None,
     device: torch.device | str,
 ) -> Tensor:
     """Draw the anatomy of thin slices, uint8, [B, D * slabs, H, W]."""

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spadnet.synthesis.anatomy import body_outline, given_labels
+from spadnet.synthesis.anatomy import body_outline
 from spadnet.synthesis.geometry import Geometry
+from spadnet.synthesis.label_maps import fill_box, given_labels
 
 SHAPES_PER_LABEL = (3, 6)  # in 2D and in 3D
 SIZES = (0.03, 0.3)  # half the longest axis of a shape, as part of the field of view
@@ -82,7 +83,7 @@ def shape_labels(
     paint_shapes(generators, labels, geometry=geometry, num_labels=num_labels, density=1.0)
     return given_labels(
         generators,
-        labels.mul_(body),
+        fill_box(labels.mul_(body), geometry=geometry),
         geometry=geometry,
         max_displacement=max_displacement,
         device=device,

@@ -1,18 +1,11 @@
-"""Laws of random anatomies from fields and from given label maps."""
+"""Laws of random anatomies from fields."""
 
 import pytest
 import torch
 
 from spadnet.spacing import Spacing
-from spadnet.synthesis.anatomy import (
-    _upsampled_argmax,
-    displacement,
-    field_labels,
-    given_labels,
-    lattice_bases,
-    lattice_grids,
-)
-from spadnet.synthesis.fields import node_grid, sample_generators, separable, spline_basis
+from spadnet.synthesis.anatomy import displacement, field_labels
+from spadnet.synthesis.fields import sample_generators
 from spadnet.synthesis.geometry import plan_geometry
 
 AIR = torch.tensor([True])
@@ -78,65 +71,3 @@ def test_displacement_is_bounded_by_its_deviation():
     )
     assert warp.shape[:3] == (4, 2, 3)
     assert 0.1 < warp.std() < 32 / 16 * 1.5
-
-
-def test_given_labels_without_displacement_are_kept():
-    geometry = plan_geometry((6, 20, 24), spacing=Spacing(1, 1, 1), field_of_view=None)
-    maps = torch.randint(9, (2, 6, 20, 24), dtype=torch.uint8)
-    labels = given_labels(
-        sample_generators([0, 1], stream=0),
-        maps,
-        geometry=geometry,
-        max_displacement=0.0,
-        device="cpu",
-    )
-    assert torch.equal(labels, maps)
-
-
-@pytest.mark.parametrize("spacing", [Spacing(1, 1, 1), Spacing(4, 1, 1), Spacing.planar()])
-def test_given_labels_of_any_size_fill_the_box(spacing):
-    depth = 1 if spacing.is_planar else 4
-    geometry = plan_geometry((depth, 32, 32), spacing=spacing, field_of_view=None)
-    maps = torch.zeros(1, 3, 10, 14, dtype=torch.uint8)
-    maps[..., 7:] = 3
-    labels = given_labels(
-        sample_generators([5], stream=0),
-        maps,
-        geometry=geometry,
-        max_displacement=1 / 32,
-        device="cpu",
-    )
-    assert labels.shape == (1, *geometry.thin_size)
-    assert (labels[..., :8] == 0).float().mean() > 0.9
-    assert (labels[..., 24:] == 3).float().mean() > 0.9
-
-
-@pytest.mark.parametrize("num_labels", [2, 9, 33])
-@pytest.mark.parametrize(
-    ("size", "spacing"),
-    [
-        ((64, 72, 56), Spacing(1, 1, 1)),
-        ((1, 200, 150), Spacing.planar()),
-        ((6, 5, 7), Spacing(4, 1, 1)),
-    ],
-)
-def test_tiles_find_the_largest_upsampled_score(size, spacing, num_labels):
-    geometry = plan_geometry(size, spacing=spacing, field_of_view=None)
-    bases = lattice_bases(geometry, device="cpu")
-    # As smooth as fields are: nodes an eighth of the view apart.
-    nodes = [node_grid(span, geometry.field_of_view / 8) for span in geometry.spans()]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, num_labels, *(grid.num for grid in nodes), generator=generator)
-    scores = separable(
-        noise,
-        [
-            spline_basis(grid, nodes=node, device="cpu")
-            for grid, node in zip(lattice_grids(geometry), nodes, strict=True)
-        ],
-    )
-    found = _upsampled_argmax(scores, bases)
-    whole = separable(scores, bases)
-    chosen = whole.gather(1, found[:, None].long())[:, 0]
-    # Labels ride in the lowest bits of a score, so a near tie may fall either way.
-    assert (whole.amax(1) - chosen).max() < 1e-4
-    assert (found == whole.argmax(1)).float().mean() > 0.9999
