@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from spadnet.data.datasets import Volume, to_volume
-from spadnet.data.image import ImageError, file_name
+from spadnet.data.image import ImageError, file_name, one_line
 from spadnet.data.io import SUFFIXES, read_frames
 from spadnet.data.preprocess import prepare
 
@@ -81,7 +81,7 @@ def load_folder(
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in os.walk(folder, onerror=_warn):
         folders[:] = [name for name in folders if not name.startswith(".")]
         names = [name for name in files if not name.startswith(".")]
         images = [name for name in names if name.lower().endswith(SUFFIXES)]
@@ -96,10 +96,17 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(here, name)
 
 
+def _warn(error: OSError) -> None:
+    reason = (error.strerror or one_line(error)).lower()
+    _log.warning("%s: %s; left out", file_name(error.filename), reason)
+
+
 def _is_dicom(path: Path) -> bool:
     if path.suffix.lower() not in ("", ".dcm", ".ima", ".img") and not path.stem.isdigit():
         return False
     try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return False
         with open(path, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except OSError:

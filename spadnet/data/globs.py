@@ -1,11 +1,15 @@
 """Find paths by patterns with braces, ``**`` and a name that repeats."""
 
 import fnmatch
+import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from spadnet.data.image import file_name, one_line
+
+_log = logging.getLogger(__name__)
 _MAGIC = re.compile(r"[*?\[]")
 _CASE = "{case}"
 
@@ -66,4 +70,9 @@ def _walk(folder: Path, parts: list[str], case: str) -> Iterator[Path]:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except PermissionError as error:
+        reason = (error.strerror or one_line(error)).lower()
+        _log.warning("%s: %s; left out", file_name(folder), reason)
+        return []

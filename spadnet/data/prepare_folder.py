@@ -87,11 +87,7 @@ def prepare_store(
     with _only_one(out):
         remove_parts(out)
         known = read_journal(out)
-        keys = {item.key for item in items}
-        if known and not keys & known.keys():
-            raise ImageError(
-                f"{file_name(out)}: holds a store of other images; choose another folder"
-            )
+        _check_same_store(items, known, out)
         signatures = {item.key: _signature(item, settings) for item in items}
         entries = {
             item.key: known[item.key]
@@ -116,6 +112,18 @@ def prepare_store(
                 entries[item.key] = entry
                 report(len(entries), len(items), len(faults))
         return _finish(out, entries, faults, kept=kept)
+
+
+def _check_same_store(items: Sequence[Item], known: Mapping[str, Entry], out: Path) -> None:
+    """Refuse to replace the images of another input."""
+    held = {record.dataset for entry in known.values() for record in entry.outcome.records}
+    if known and known.keys().isdisjoint(item.key for item in items):
+        what = "a store of other images"
+    elif held and held.isdisjoint(item.dataset for item in items):
+        what = f"a store of data set {min(held)!r}, not {items[0].dataset!r}"
+    else:
+        return
+    raise ImageError(f"{file_name(out)}: holds {what}; choose another folder")
 
 
 def _finish(out: Path, entries: Mapping[str, Entry], faults: list[Fault], *, kept: int) -> Prepared:

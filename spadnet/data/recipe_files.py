@@ -212,9 +212,12 @@ def _is_kind(path: Path, kind: str) -> bool:
     """Whether a path is a file, or a folder with files in it, as the group wants."""
     if kind == "file":
         return path.is_file()
-    return path.is_dir() and any(
-        child.is_file() for child in path.iterdir() if not child.name.startswith(".")
-    )
+    try:
+        return path.is_dir() and any(
+            child.is_file() for child in path.iterdir() if not child.name.startswith(".")
+        )
+    except PermissionError:
+        return True  # what cannot be read is quarantined with this reason
 
 
 def _rows(table: Table, root: Path) -> Iterator[tuple[Path, dict[str, str]]]:

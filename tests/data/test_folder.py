@@ -1,7 +1,9 @@
 """A user's folder: everything in it is found and read, or it says what is wrong."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +11,7 @@ import PIL.Image
 import pytest
 
 from spadnet.data.folder import find_images, load_folder
+from spadnet.data.globs import find_glob
 from spadnet.data.io import ImageError
 from spadnet.spacing import Spacing
 
@@ -68,3 +71,35 @@ def test_folders_without_images_are_named(tmp_path: Path) -> None:
         load_folder(tmp_path / "flat.png")
     with pytest.raises(ImageError, match="none of its 1 images can be used"):
         load_folder(tmp_path, on_error="skip")
+
+
+def test_pipe_that_has_something_to_say_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.nii").write_bytes(b"")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)  # so that nobody waits for the other end
+    os.write(pipe, bytes(128) + b"DICM" + bytes(9))
+    assert find_images(tmp_path) == [tmp_path / "a.nii"]
+    os.close(pipe)
+
+
+def test_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.nii").write_bytes(b"")
+    scan, listing = os.scandir, os.listdir
+
+    def refuse(real: Any) -> Any:
+        def call(path: Any) -> Any:
+            if str(path).endswith("locked"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refuse(scan))
+    monkeypatch.setattr(os, "listdir", refuse(listing))
+    with caplog.at_level(logging.WARNING):
+        assert find_images(tmp_path) == [tmp_path / "a.nii"]
+        assert find_glob(tmp_path, "*/*.nii") == []
+    assert caplog.text.count("locked: permission denied; left out") == 2

@@ -248,6 +248,16 @@ def test_store_of_other_images_is_left_alone(scans: Path, tmp_path: Path) -> Non
     assert content(out) == before
 
 
+def test_store_of_another_data_set_is_left_alone(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(scans, out)
+    before = content(out)
+    items = [item._replace(dataset="other") for item in list_items(str(scans))]
+    with pytest.raises(ImageError, match="holds a store of data set 'scans', not 'other'; choose"):
+        prepare_store(items, out, settings=SETTINGS, workers=0)
+    assert content(out) == before
+
+
 def test_large_pictures_shrink(scans: Path, tmp_path: Path) -> None:
     make(scans, tmp_path / "out", settings=Settings(max_in_plane=16))
     shapes: dict[str, Record] = {r.key: r for r in read_catalogue(tmp_path / "out")}
