@@ -29,6 +29,7 @@ from spadnet.weights.checkpoint import (
     write_folder,
 )
 from spadnet.weights.contract import InputContract, Model, contract_of, read_contract
+from spadnet.weights.golden import golden_tensors
 from spadnet.weights.source import HubOptions, find_folder
 from spadnet.weights.strict import LoadReport, fit_weights
 
@@ -104,7 +105,8 @@ def save_pretrained(
         "versions": {"spadnet": _version(), "torch": str(torch.__version__)},
     }
     card = model_card(config, num_parameters=sum(p.numel() for p in model.parameters()))
-    write_folder(folder, config=config, state=model.state_dict(), card=card)
+    golden = golden_tensors(model)
+    write_folder(folder, config=config, state=model.state_dict(), card=card, golden=golden)
     return folder
 
 

@@ -1,12 +1,20 @@
 """Where a checkpoint folder lies: on this machine, or on a Hugging Face hub."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from spadnet.models.registry import model_names
 from spadnet.near_names import suggest
-from spadnet.weights.checkpoint import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from spadnet.weights.checkpoint import (
+    CONFIG_FILE,
+    FILES,
+    WEIGHTS_FILE,
+    read_config,
+    verify_files,
+)
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[^@\s]+))?")
 
@@ -82,23 +90,77 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _fetch(repo: str, revision: str | None, options: HubOptions) -> Path:
-    """Download one revision's three files, or find them in the cache."""
-    from huggingface_hub import errors, snapshot_download  # slow to import, rarely needed
+def hub_name(repo: str, revision: str | None) -> str:
+    """How messages name a repository."""
+    return f"hf-hub:{repo}" + (f"@{revision}" if revision else "")
 
-    if revision and options.revision and revision != options.revision:
-        raise ValueError(f"{repo}@{revision}: revision={options.revision!r} says otherwise")
-    revision = revision or options.revision
-    name = f"hf-hub:{repo}" + (f"@{revision}" if revision else "")
-    try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            cache_dir=options.cache_dir,
-            token=options.token,
-            local_files_only=options.local_files_only,
-            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE],
+
+def split_hub_id(text: str, revision: str | None) -> tuple[str, str | None]:
+    """Repository and revision of ``org/name[@revision]``, with or without ``hf-hub:`` before it.
+
+    Args:
+        text: The id.
+        revision: Revision given besides.
+
+    Raises:
+        ValueError: If it is no such id, or two revisions are named.
+    """
+    match = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
+    if match is None:
+        raise ValueError(f"{text}: a hub id has the form hf-hub:org/name or org/name@revision")
+    own = match["revision"]
+    if own and revision and own != revision:
+        raise ValueError(f"{match['repo']}@{own}: revision={revision!r} says otherwise")
+    return match["repo"], own or revision
+
+
+def _fetch(repo: str, revision: str | None, options: HubOptions) -> Path:
+    """Download one revision's files, or find them in the cache; check the weights' SHA-256."""
+    from huggingface_hub import snapshot_download  # slow to import, rarely needed
+
+    repo, revision = split_hub_id(hub_name(repo, revision), options.revision)
+    with one_line_errors(hub_name(repo, revision), "download"):
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=options.cache_dir,
+                token=options.token,
+                local_files_only=options.local_files_only,
+                allow_patterns=list(FILES),
+            )
         )
+    try:
+        verify_files(folder, read_config(folder))
+    except ValueError as error:
+        _forget(folder / WEIGHTS_FILE)
+        raise ValueError(f"{hub_name(repo, revision)}: {error}") from error
+    return folder
+
+
+def _forget(file: Path) -> None:
+    """Remove a cached file and what its link points to, so that it is downloaded anew."""
+    blob = file.resolve()
+    file.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_line_errors(name: str, action: str) -> Iterator[None]:
+    """Turn whatever a hub's client throws into one line.
+
+    Args:
+        name: What was asked for.
+        action: What was done, ``"download"`` or ``"upload"``.
+
+    Raises:
+        ValueError: If there is no such thing, or it may not be had.
+        OSError: If the hub cannot be reached.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError as error:
         raise ValueError(
             f"{name}: access is restricted; ask for it on the hub and give token=..."
@@ -116,9 +178,10 @@ def _fetch(repo: str, revision: str | None, options: HubOptions) -> Path:
         raise OSError(
             f"{name}: not in the cache, and the hub cannot be reached or must not be asked"
         ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise OSError(f"{name}: {action} failed: HF_HUB_OFFLINE is set") from error
     except Exception as error:  # whatever the network stack throws
-        raise OSError(f"{name}: download failed: {_one_line(error)}") from error
-    return Path(folder)
+        raise OSError(f"{name}: {action} failed: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -1,98 +1,44 @@
-"""Downloading, against a server on this machine that answers as a hub does."""
+"""Downloading and publishing, against a server on this machine that answers as a hub does."""
 
-import hashlib
-import json
 import os
+import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import pytest
+from hub_server import COMMIT, Hub
 
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.weights.hub import save_pretrained
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """One repository ``org/name`` with one commit, served as the hub serves it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.files = {file.name: file.read_bytes() for file in folder.iterdir()}
-        self.files["notes.bin"] = b"not asked for"
-        self.requests: list[str] = []
-        self.tokens: list[str | None] = []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            do_HEAD = do_GET  # noqa: N815, the name that http.server calls
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = request.path.split("?")[0]
-        self.requests.append(f"{request.command} {path}")
-        self.tokens.append(request.headers.get("authorization"))
-        body, headers, status = b"", {"X-Repo-Commit": COMMIT}, 200
-        if path.startswith("/api/models/org/name/tree/"):
-            body = json.dumps(
-                [
-                    {"type": "file", "path": name, "size": len(data), "oid": self.oid(data)}
-                    for name, data in self.files.items()
-                ]
-            ).encode()
-        elif path in ("/api/models/org/name/revision/v1", "/api/models/org/name/revision/main"):
-            siblings = [{"rfilename": name} for name in self.files]
-            body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode()
-        elif path.startswith("/org/name/resolve/") and (name := path.split("/")[-1]) in self.files:
-            body = self.files[name]
-            headers["ETag"] = f'"{self.oid(body)}"'
-        else:
-            status = 401 if "/secret/" in path else 404
-            gone = "RevisionNotFound" if "/org/name/" in path else "RepoNotFound"
-            headers["X-Error-Code"] = "GatedRepo" if "/secret/" in path else gone
-        request.send_response(status)
-        for key, value in headers.items():
-            request.send_header(key, value)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
-
-    @staticmethod
-    def oid(data: bytes) -> str:
-        return hashlib.sha1(data).hexdigest()
-
-
 # HF_ENDPOINT is read when huggingface_hub is imported, so a new interpreter asks.
 PROGRAM = """
 import sys
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1024  # a download goes on at a whole chunk; these files are small
 from spadnet.weights.hub import load_tokenizer
+from spadnet.weights.publish import push_to_hub
 
 for line in sys.stdin:
-    source, _, options = line.strip().partition(" ")
+    verb, source, *options = line.strip().split(" ", 2)
+    options = eval(options[0]) if options else {}
     try:
-        tokenizer = load_tokenizer(source, **eval(options or "{}"))
-        print(float(sum(v.double().sum() for v in tokenizer.state_dict().values())))
+        if verb == "push":
+            print(push_to_hub(source, **options))
+        else:
+            tokenizer = load_tokenizer(source, **options)
+            print(float(sum(v.double().sum() for v in tokenizer.state_dict().values())))
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}")
 """
 
 
-def ask(lines: list[str], *, url: str, cache: Path) -> list[str]:
-    """Load one source per line; return what came of each, one line of text."""
-    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HUB_CACHE": str(cache)}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
+def ask(lines: dict[str, str], *, url: str, cache: Path, **settings: str) -> None:
+    """Run one command per line; each must answer one line of text that starts as expected."""
+    environment = {**os.environ, "HF_ENDPOINT": url, "HF_HUB_CACHE": str(cache), **settings}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2", "HF_TOKEN": ""}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         input="\n".join(lines),
@@ -102,32 +48,70 @@ def ask(lines: list[str], *, url: str, cache: Path) -> list[str]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_download_then_cache_then_faults(tmp_path: Path) -> None:
-    model = Tokenizer(in_chans=1, widths=(8, 8, 16), codebook_size=8)
-    total = str(float(sum(v.double().sum() for v in model.state_dict().values())))
-    hub, cache = Hub(save_pretrained(model, tmp_path / "model")), tmp_path / "cache"
-    lines = {
-        'hf-hub:org/name@v1 {"token": "hf_abc"}': total,
-        'org/name@v1 {"local_files_only": True}': total,
-        f'org/name@{COMMIT} {{"local_files_only": True}}': total,
-        'org/name {"local_files_only": True}': "OSError: hf-hub:org/name: not in the cache",
-        "org/name@v9": "ValueError: hf-hub:org/name@v9: the repository has no such revision",
-        "org/other": "ValueError: hf-hub:org/other: no such folder here and no such repository",
-        "secret/name": "ValueError: hf-hub:secret/name: access is restricted",
-        "hf-hub:org--name/x": "ValueError: hf-hub:org--name/x: ",
-    }
-    try:
-        answers = ask(list(lines), url=hub.url, cache=cache)
-    finally:
-        hub.server.shutdown()
-        hub.server.server_close()
-    assert len(answers) == len(lines), "an answer took more than one line"
-    for line, expected, answer in zip(lines, lines.values(), answers, strict=True):
+    answers = done.stdout.splitlines()
+    assert len(answers) == len(lines), f"an answer took more than one line: {answers}"
+    for (line, expected), answer in zip(lines.items(), answers, strict=True):
         assert answer.startswith(expected), (line, answer)
+
+
+@pytest.fixture
+def model() -> Tokenizer:
+    return Tokenizer(in_chans=1, widths=(8, 8, 16), codebook_size=8)
+
+
+@pytest.fixture
+def hub(model: Tokenizer, tmp_path: Path) -> Iterator[Hub]:
+    hub = Hub(save_pretrained(model, tmp_path / "model"))
+    yield hub
+    hub.close()
+
+
+def test_hub_is_asked_once_faults_are_one_line_and_uploads_come_back(
+    hub: Hub, model: Tokenizer, tmp_path: Path
+) -> None:
+    total = str(float(sum(v.double().sum() for v in model.state_dict().values())))
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    new = f"{hub.url}/org/new/commit/{COMMIT}"
+    online = {
+        # revision, token, cache
+        'load hf-hub:org/name@v1 {"token": "hf_abc"}': total,
+        'load org/name@v1 {"local_files_only": True}': total,
+        f'load org/name@{COMMIT} {{"local_files_only": True}}': total,
+        'load org/name {"local_files_only": True}': "OSError: hf-hub:org/name: not in the cache",
+        f'load org/name {{"revision": "v1", "cache_dir": "{tmp_path / "other"}"}}': total,
+        # faults
+        "load org/name@v9": "ValueError: hf-hub:org/name@v9: the repository has no such revision",
+        "load org/other": "ValueError: hf-hub:org/other: no such folder here and no such reposit",
+        "load secret/name": "ValueError: hf-hub:secret/name: access is restricted",
+        "load hf-hub:org--name/x": "ValueError: hf-hub:org--name/x: ",
+        "load org/broken": total,
+        "load org/short": "OSError: hf-hub:org/short: download failed: Consistency check failed",
+        "load org/wrong": "ValueError: hf-hub:org/wrong: ",
+        'load org/wrong {"local_files_only": True}': "OSError: hf-hub:org/wrong: ",
+        # uploads
+        f'push {folder} {{"repo": "org/new", "token": "hf_up"}}': new,
+        "load org/new": total,
+        f'push {folder} {{"repo": "org/new@dev", "private": True}}': new,
+        f'push {tmp_path} {{"repo": "org/new"}}': f"ValueError: {tmp_path}: not a chec",
+        f'push {folder} {{"repo": "name"}}': "ValueError: name: a hub id has the form",
+        f'push {folder} {{"repo": "secret/x"}}': "OSError: hf-hub:secret/x: upload failed: ",
+    }
+    ask(online, url=hub.url, cache=cache)
     assert not any("notes.bin" in request for request in hub.requests)
-    downloads = [request for request in hub.requests if request.startswith("GET /org/name/res")]
-    assert len(downloads) == 3
-    assert "Bearer hf_abc" in hub.tokens
+    downloads = [r for r in hub.requests if r.startswith("GET /org/name/resolve/")]
+    assert len(downloads) == 2 * 4  # once for each cache, the four files of a folder
+    assert {"Bearer hf_abc", "Bearer hf_up"} <= set(hub.tokens)
+    (range_asked,) = hub.ranges  # the rest of what was lost, and not all of it again
+    assert re.fullmatch(r"org/broken bytes=[1-9]\d+-", range_asked)
+    assert set(hub.repos["org/new"]) == {path.name for path in folder.iterdir()}
+    assert any(r.startswith("POST /api/models/org/new/branch/dev") for r in hub.requests)
+    seen = len(hub.requests)
+    offline = {
+        "load org/name@v1": total,
+        "load org/broken": total,
+        "load org/short": "OSError: hf-hub:org/short: not in the cache",
+        "load org/other": "OSError: hf-hub:org/other: not in the cache",
+        f'push {folder} {{"repo": "org/new"}}': "OSError: hf-hub:org/new: upload failed: HF_HUB",
+    }
+    ask(offline, url=hub.url, cache=cache, HF_HUB_OFFLINE="1")
+    assert len(hub.requests) == seen
