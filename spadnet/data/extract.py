@@ -25,7 +25,7 @@ Box = tuple[Bounds, Bounds, Bounds]
 
 _EPSILON = 1e-4  # of a voxel; nearer than that counts as on it
 _BAND = 8  # slices worked on at once: a block of the store is as deep
-_CHUNK = 1 << 15  # points interpolated at once: a dozen such arrays fit the second-level cache
+_CHUNK = 1 << 16  # points interpolated at once: arrays that fit the cache, few calls
 
 
 class BoxReader(Protocol):
@@ -68,19 +68,23 @@ def _upright(read: Callable[[Box], Tensor], channels: int, plan: CropPlan) -> Te
     for start, stop in pairwise((low, *inner, low + count)):
         first, last = start - low, stop - low
         box = read(((start, stop), *plane))
-        if mix is not None:
-            weights = mix[:, first:last]
+        weights = None if mix is None else mix[:, first:last]
+        if weights is not None:
             used = weights.any(dim=1).nonzero()
             if len(used) == 0:
                 continue
             first, last = int(used[0]), int(used[-1]) + 1
-            box = torch.einsum("nd,cdhw->cnhw", weights[first:last], box)
+            weights = weights[first:last]
+        if weights is not None and plan.slab > 1:
+            box = _mixed(weights, box)
         if grid is not None:
             flat = box.flatten(0, 1)[None]
             flat = F.grid_sample(flat, grid, padding_mode="border", align_corners=True)
             box = flat[0].unflatten(0, box.shape[:2])
         elif any(plan.flips[1:]):
             box = box.flip([axis + 1 for axis in (1, 2) if plan.flips[axis]])
+        if weights is not None and plan.slab == 1:
+            box = _mixed(weights, box)
         if plan.flips[0]:
             box, first, last = box.flip(1), plan.size[0] - last, plan.size[0] - first
         if mix is None:
@@ -88,6 +92,11 @@ def _upright(read: Callable[[Box], Tensor], channels: int, plan: CropPlan) -> Te
         else:
             crop[:, first:last] += box
     return crop
+
+
+def _mixed(weights: Tensor, slices: Tensor) -> Tensor:
+    """Weighted sums of slices, [C, d, H, W] to [C, n, H, W] with weights [n, d]."""
+    return torch.matmul(weights, slices.flatten(2)).unflatten(2, slices.shape[2:])
 
 
 def _slices(plan: CropPlan) -> tuple[int, int, Tensor | None]:
@@ -166,7 +175,7 @@ def _tilted(read: Callable[[Box], Tensor], channels: int, plan: CropPlan) -> Ten
 def _tiles(matrix: np.ndarray, size: Size) -> Iterator[Box]:
     """Parts of a crop, small enough that the box of the image that one needs is no larger."""
     tile = np.array(size)
-    limit = max(math.prod(size) * 3 // 4, _CHUNK)
+    limit = max(math.prod(size) // 3, _CHUNK)
     while tile.max() > _BAND and np.prod(np.abs(matrix) @ tile + 2) > limit:
         longest = int(tile.argmax())
         tile[longest] = -(-tile[longest] // 2)
@@ -197,7 +206,7 @@ def _trilinear(box: Tensor, matrix: np.ndarray, corner: np.ndarray, *, out: Tens
             at = slow.float()[:, :, None] + (x * steps[axis, 2]).float()
             whole = at.floor()
             above.append(at.sub_(whole).flatten())
-            index = index + whole.to(torch.int32) * stride
+            index = whole.to(torch.int32).mul_(stride).add_(index)
         index = index.flatten()
         planes = []
         for plane in (0, height * width):

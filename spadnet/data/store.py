@@ -208,7 +208,8 @@ def storable(array: np.ndarray, window: Window) -> tuple[np.ndarray, Window]:
 
 def _open(path: Path) -> Any:
     try:
-        return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+        # Not mapped: as fast, and parts of the file do not count as memory of the process.
+        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
     except FileNotFoundError as error:
         raise ImageError(f"{file_name(path)}: no such file") from error
     except (OSError, RuntimeError, ValueError) as error:
