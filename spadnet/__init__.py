@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spadnet.inference.encoder import load_encoder
     from spadnet.inference.specialise import specialise
-    from spadnet.models.registry import list_models
     from spadnet.spacing import Spacing
+    from spadnet.weights.available import list_models
     from spadnet.weights.hub import create_model, load_tokenizer, save_pretrained
+    from spadnet.weights.publish import push_to_hub
 
     __version__: str
 
@@ -23,6 +24,7 @@ __all__ = [
     "list_models",
     "load_encoder",
     "load_tokenizer",
+    "push_to_hub",
     "save_pretrained",
     "specialise",
 ]
@@ -31,9 +33,10 @@ __all__ = [
 _HOME = {
     "Spacing": "spadnet.spacing",
     "create_model": "spadnet.weights.hub",
-    "list_models": "spadnet.models.registry",
+    "list_models": "spadnet.weights.available",
     "load_encoder": "spadnet.inference.encoder",
     "load_tokenizer": "spadnet.weights.hub",
+    "push_to_hub": "spadnet.weights.publish",
     "save_pretrained": "spadnet.weights.hub",
     "specialise": "spadnet.inference.specialise",
 }

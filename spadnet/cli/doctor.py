@@ -1,4 +1,4 @@
-"""``spadnet doctor``: what this installation has, and what is missing."""
+"""``spadnet doctor``: what this installation has, what is missing, and whether a model is whole."""
 
 import os
 import sys
@@ -15,6 +15,9 @@ from spadnet.data.samples import list_samples
 from spadnet.near_names import suggest
 from spadnet.train.precision import choose_precision, has_fast_bfloat16
 from spadnet.train.run_folder import versions
+from spadnet.weights.checkpoint import GOLDEN_FILE, WEIGHTS_FILE, verify_files
+from spadnet.weights.golden import TOLERANCE, check_golden
+from spadnet.weights.hub import Loaded, load_checkpoint
 
 
 class Finding(NamedTuple):
@@ -33,13 +36,19 @@ class Finding(NamedTuple):
 
 def run(argv: Sequence[str]) -> int:
     """Print what was found; the exit code is 1 if something must be done."""
-    folder = Path("runs")
+    folder, sources = Path("runs"), []
     for text in argv:
         key, equals, value = text.partition("=")
-        if key != "out" or not equals:
-            raise UsageError(f"doctor takes out=FOLDER, got {text!r}{suggest(key, ['out'])}")
-        folder = Path(value).expanduser()
-    findings = examine(folder)
+        if not equals:
+            sources.append(text)
+        elif key == "out":
+            folder = Path(value).expanduser()
+        else:
+            raise UsageError(
+                f"doctor takes out=FOLDER or models, got {text!r}{suggest(key, ['out'])}"
+            )
+    findings = [finding for source in sources for finding in examine_model(source)]
+    findings = findings if sources else examine(folder)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = "ok  " if finding.is_well else "FAIL"
@@ -67,12 +76,52 @@ def examine(run_folder: Path) -> list[Finding]:
         "samples": _samples,
         "run folder": lambda: _run_folder(run_folder),
     }
-    for name, check in checks.items():
-        try:
-            found.append(Finding(name, True, check()))
-        except (OSError, ValueError) as error:
-            found.append(Finding(name, False, str(error)))
-    return found
+    return found + [_try(name, check) for name, check in checks.items()]
+
+
+def examine_model(source: str) -> list[Finding]:
+    """Check that a model is whole and computes what it computed where it was saved.
+
+    Args:
+        source: Checkpoint folder or hub id.
+    """
+    try:
+        loaded = load_checkpoint(source)
+    except (OSError, ValueError) as error:
+        return [Finding("model", False, str(error))]
+    kind, name = loaded.config["model"]["class"], loaded.config["model"]["name"]
+    found = [
+        Finding("model", True, f"{loaded.folder}: {kind} {name or ''}".rstrip()),
+        Finding("keys", True, str(loaded.report)),
+    ]
+    checks: dict[str, Callable[[], str]] = {
+        "SHA-256": lambda: _sha256(loaded),
+        "golden outputs": lambda: _golden(loaded),
+    }
+    return found + [_try(name, check) for name, check in checks.items()]
+
+
+def _sha256(loaded: Loaded) -> str:
+    value = verify_files(loaded.folder, loaded.config)
+    if value is None:
+        return f"{WEIGHTS_FILE}: not recorded by the version that saved it"
+    return f"{WEIGHTS_FILE}: {value[:12]}... as recorded"
+
+
+def _golden(loaded: Loaded) -> str:
+    file = loaded.folder / GOLDEN_FILE
+    if not file.is_file():
+        return "none are stored; saving the model with this version adds them"
+    checks = check_golden(loaded.model, file)
+    worst = max(check.error for check in checks)
+    return f"{len(checks)} agree, worst difference {worst:.1e} of {TOLERANCE:.0e} allowed"
+
+
+def _try(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except (OSError, ValueError) as error:
+        return Finding(name, False, str(error))
 
 
 def _threads() -> str:

@@ -1,9 +1,8 @@
 """Names of model sizes and how to build them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import nn
 
 from spadnet.models.tokenizer import spad_vt_base, spad_vt_small, spad_vt_tiny
@@ -24,42 +23,9 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class ModelInfo(NamedTuple):
-    """What is known about a model size.
-
-    Attributes:
-        name: Name for :func:`create_model`.
-        kind: ``"tokenizer"`` or ``"encoder"``.
-        num_parameters: Number of parameters as built by default.
-        pretrained: Where weights come from, None where there are none yet.
-        licence: Licence of the weights, None without weights.
-    """
-
-    name: str
-    kind: str
-    num_parameters: int
-    pretrained: str | None
-    licence: str | None
-
-
 def model_names() -> list[str]:
     """Names of all model sizes."""
     return list(_BUILDERS)
-
-
-def list_models() -> list[ModelInfo]:
-    """Describe all model sizes.
-
-    >>> [info.name for info in list_models()][:2]
-    ['spad_vt_tiny', 'spad_vt_small']
-    """
-    infos = []
-    for name, build in _BUILDERS.items():
-        with torch.device("meta"):
-            model = build()
-        kind = "tokenizer" if name.startswith("spad_vt_") else "encoder"
-        infos.append(ModelInfo(name, kind, sum(p.numel() for p in model.parameters()), None, None))
-    return infos
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:

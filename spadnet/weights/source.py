@@ -16,6 +16,9 @@ from spadnet.weights.checkpoint import (
     verify_files,
 )
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""Folder of the weights that come with the package, one folder for each name of a size."""
+
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[^@\s]+))?")
 
 
@@ -59,6 +62,8 @@ def find_folder(source: str | Path, options: HubOptions) -> Path:
     if folder.exists():
         return _local_folder(folder)
     if text in model_names():
+        if (SHIPPED / text).is_dir():
+            return SHIPPED / text
         raise ValueError(
             f"{text}: no weights are shipped for this model yet; give a checkpoint folder or a hub "
             f"id, or take random weights: spadnet.create_model({text!r})"
