@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from spadnet.train.checkpoint import write_atomic
+from spadnet.train.per_degree import is_absent
 
 CSV_NAME = "metrics.csv"
 
@@ -62,7 +63,11 @@ class CsvLog(Logger):
             metrics: Values by name.
             step: Index of the step, from 0; the row counts finished steps.
         """
-        row: dict[str, Any] = {name: value for name, value in metrics.items() if name != "epoch"}
+        row: dict[str, Any] = {
+            name: value
+            for name, value in metrics.items()
+            if name != "epoch" and not is_absent(name, value)
+        }
         if not row:
             return
         row["step"] = (step or 0) + 1

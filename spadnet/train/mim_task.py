@@ -14,6 +14,7 @@ from spadnet.models.frozen import FrozenTargets
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
+from spadnet.train.per_degree import metrics_per_degree
 
 TargetFunction = Callable[[Tensor, int], Tensor]
 
@@ -94,27 +95,31 @@ class MimTask(LightningModule):
         step = self.trainer.global_step
         optimizer = cast(Any, self.optimizers())
         set_lr(optimizer, cosine_lr(step, max_steps=self.max_steps, settings=self.optim))
-        generator = torch.Generator().manual_seed(
-            ((self.seed * 1_000_003 + step) * 8_191 + self.global_rank) % (1 << 63)
-        )
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % (1 << 63))
         losses = []
         for micro in batch:
             loss = self.masked_loss(micro, generator)
             self.manual_backward(loss / len(batch))
             losses.append(loss.detach())
-            self.log(f"train/loss_degree{micro.degree}", loss.detach())
         limit = self.optim.clip if self.optim.clip is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         optimizer.step()
         optimizer.zero_grad()
         self.log("train/gradient_norm", norm)
+        degrees = [micro.degree for micro in batch]
+        self.log_dict(metrics_per_degree("train/loss", zip(degrees, losses, strict=True)))
         self.log("train/loss", torch.stack(losses).mean(), prog_bar=True)
 
     def masked_loss(self, micro: Batch, generator: torch.Generator) -> Tensor:
         """Soft cross-entropy at the masked positions of one micro-batch."""
         target = self.target(micro.image, micro.degree)
         visible = random_visible_index(
-            target.shape[0], target.shape[1], mask_ratio=self.mask_ratio, generator=generator
+            target.shape[0],
+            target.shape[1],
+            mask_ratio=self.mask_ratio,
+            generator=generator,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size if self._trainer is not None else 1,
         ).to(self.device)
         image = match_channels(micro.image, self.model.vit.in_chans)
         output = self.model(image, visible, target, micro.degree)

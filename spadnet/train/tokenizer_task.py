@@ -18,6 +18,7 @@ from spadnet.models.quantizer import cosine_temperature
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.train.code_start import broadcast_from_first_rank, kmeans, temperature_for_entropy
 from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
+from spadnet.train.per_degree import metrics_per_degree
 
 DISCRIMINATOR_OPTIM = OptimSettings(lr=1e-3)
 
@@ -192,8 +193,9 @@ class TokenizerTask(LightningModule):
             mean = torch.stack([getattr(t, name) for t in terms]).mean()
             label = "loss" if name == "total" else name
             self.log(f"train/{label}", mean, prog_bar=name == "total")
-        for micro, term in zip(batch, terms, strict=True):
-            self.log(f"train/reconstruction_degree{micro.degree}", term.reconstruction)
+        pairs = zip(batch, terms, strict=True)
+        losses = [(micro.degree, term.reconstruction) for micro, term in pairs]
+        self.log_dict(metrics_per_degree("train/reconstruction", losses))
 
     # --- the codebook's start ---
 

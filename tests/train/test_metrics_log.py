@@ -1,8 +1,12 @@
 """The CSV log goes on where a run resumes."""
 
+import math
 from pathlib import Path
 
+import torch
+
 from spadnet.train.metrics_log import CsvLog, read_rows
+from spadnet.train.per_degree import metrics_per_degree
 
 
 def test_new_columns_and_resume(tmp_path: Path) -> None:
@@ -19,3 +23,22 @@ def test_new_columns_and_resume(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[-1] == {"step": "4", "loss": "0.25", "norm": "3.0"}
     assert rows[0]["norm"] == ""
+
+
+def test_a_degree_that_a_step_does_not_hold_leaves_no_value(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "metrics.csv")
+    for step, degree in enumerate((0, 5)):
+        values = metrics_per_degree("loss", [(degree, torch.tensor(1.0 + degree))])
+        log.log_metrics({name: float(value) for name, value in values.items()}, step)
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert [(row["loss_degree0"], row["loss_degree5"]) for row in rows] == [
+        ("1.0", ""),
+        ("", "6.0"),
+    ]
+    assert "loss_degree3" not in rows[0]
+
+
+def test_a_loss_that_is_not_a_number_is_shown(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "metrics.csv")
+    log.log_metrics({"loss": math.nan}, 0)
+    assert read_rows(tmp_path / "metrics.csv")[0]["loss"] == "nan"
