@@ -71,6 +71,22 @@ VERBS = {
         ),
         words=("recipes",),
     ),
+    "synthesize": Verb(
+        "spadnet.cli.synthesize",
+        "Write random images with known anatomy, in 2D or 3D at any spacing",
+        "out=FOLDER [num=N] [size=[z,y,x]] [degree=N | spacing=[z,y,x]] [labels=FILE|FOLDER] "
+        "[KEY=VALUE]",
+        "spadnet synthesize out=synthetic num=8 degree=2",
+        "synthesize",
+        (
+            "Writes images/ and labels/ (NIfTI in 3D, PNG in 2D), samples.jsonl with one line per",
+            "image, and contact_sheet.png. A sample depends on the seed and its own number alone,",
+            "so num can be raised later; files that are there are kept. source= is fields, shapes,",
+            "mixed or labels; labels= takes label maps of yours, whose numbers are kept.",
+            "A store of them: spadnet preprocess in=synthetic/samples.jsonl out=stores/synthetic",
+            "Training without files: spadnet pretrain-tokenizer data=synthesis",
+        ),
+    ),
     "pretrain-tokenizer": Verb(
         "spadnet.cli.pretrain_tokenizer",
         "Train the visual tokenizer (stage 1)",
@@ -88,15 +104,32 @@ VERBS = {
     ),
     "models": Verb(
         "spadnet.cli.models",
-        "List the models, their sizes and what is pretrained",
-        "",
-        "spadnet models",
+        "List the models, their sizes, and the weights that are here",
+        "[in=FOLDER]",
+        "spadnet models in=runs",
+        notes=(
+            "Weights are looked for in FOLDER (runs by default) and among downloads from hubs.",
+        ),
+    ),
+    "export-weights": Verb(
+        "spadnet.cli.export_weights",
+        "Write checkpoint folders out of a training checkpoint",
+        "in=RUN|FILE.ckpt [out=FOLDER] [part=tokenizer|encoder|mim] [licence=SPDX]",
+        "spadnet export-weights in=runs/mim_tiny part=encoder",
+        notes=(
+            "The newest checkpoint of a run is taken. Stage 1 gives out/tokenizer; stage 2 gives",
+            "out/encoder and, with its head, out/mim. By default out is the run's folder.",
+        ),
     ),
     "doctor": Verb(
         "spadnet.cli.doctor",
-        "Check versions, devices, samples and where runs are written",
-        "[out=FOLDER]",
+        "Check this installation, or that a model is whole and computes what it should",
+        "[out=FOLDER] | MODEL [MODEL ...]",
         "spadnet doctor",
+        notes=(
+            "MODEL is a checkpoint folder or a hub id: its keys, the SHA-256 of its weights and",
+            "its golden outputs are checked. spadnet doctor runs/mim_tiny/encoder",
+        ),
     ),
 }
 

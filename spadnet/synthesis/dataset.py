@@ -24,7 +24,9 @@ NUM_LABELS = (16, 8)
 """Labels of an anatomy in 2D and in 3D, those of RaSD."""
 AFFINE = 1.0  # part of the largest rotations and zooms that given label maps undergo
 
-SOURCES = ("fields", "shapes", "mixed", "labels")
+Anatomy = Source | Literal["labels"]
+"""Where anatomy comes from; label maps are given by the user."""
+SOURCES: tuple[Anatomy, ...] = ("fields", "shapes", "mixed", "labels")
 _MAP_STREAM = 1 << 40  # keeps the choice of the label map apart from other draws
 Contrast = Literal["same", "random"]
 
@@ -65,7 +67,7 @@ class SyntheticDataset(Dataset[SyntheticItem]):
         spacing: Spacing | None = None,
         degree: int | None = None,
         seed: int = 0,
-        source: Source | Literal["labels"] = "fields",
+        source: Anatomy = "fields",
         label_maps: Sequence[LabelMap] = (),
         num_labels: int | None = None,
         appearance: Appearance | None = None,
@@ -116,7 +118,7 @@ class SyntheticDataset(Dataset[SyntheticItem]):
         self.spacing = spacing
         self.degree = degree
         self.seed = seed
-        self.source: Source | Literal["labels"] = source
+        self.source: Anatomy = source
         self.label_maps = list(label_maps)
         self.num_labels = num_labels
         self.appearance = appearance
@@ -134,9 +136,8 @@ class SyntheticDataset(Dataset[SyntheticItem]):
     def __getitem__(self, index: int) -> SyntheticItem:
         if not 0 <= index < self.num:
             raise IndexError(f"item {index} of {self.num}")
-        seed = self.item_seed(index)
+        seed, label_map = self.item_seed(index), self.label_map(index)
         generator = torch.Generator().manual_seed(seed)
-        label_map = self.label_map(index)
         spacing, size = self._grid(generator, label_map)
         source = self._source(generator, label_map, size=size, spacing=spacing)
 
@@ -175,6 +176,11 @@ class SyntheticDataset(Dataset[SyntheticItem]):
         if not self.label_maps:
             return None
         return self.label_maps[mix_seed(self.item_seed(index), _MAP_STREAM) % len(self.label_maps)]
+
+    def grid(self, index: int) -> tuple[Spacing, tuple[int, int, int]]:
+        """Spacing and size of an item, without making it."""
+        generator = torch.Generator().manual_seed(self.item_seed(index))
+        return self._grid(generator, self.label_map(index))
 
     def _grid(
         self, generator: torch.Generator, label_map: LabelMap | None
