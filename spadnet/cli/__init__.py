@@ -102,6 +102,20 @@ VERBS = {
         "spadnet pretrain-mim experiment=mim_tiny tokenizer=runs/tokenizer_tiny/tokenizer",
         "pretrain_mim",
     ),
+    "embed": Verb(
+        "spadnet.cli.embed",
+        "Write features of images by a trained encoder",
+        "in=FILE|FOLDER|GLOB|CSV|JSONL out=FOLDER|FILE model=FOLDER "
+        "[format=npz|safetensors|parquet] [KEY=VALUE]",
+        "spadnet embed in=scans out=features model=runs/demo/mim/encoder",
+        "embed",
+        (
+            "A folder gets one file per image: cls [C], tokens [D, H, W, C], spacing and degree, and",
+            "where the tokens lie. A file gets one table of all class tokens. Files that cannot be",
+            "used are listed with their reasons in quarantine.jsonl; the others go on. A second run",
+            "does what is missing, has changed, or was made by another model.",
+        ),
+    ),
     "models": Verb(
         "spadnet.cli.models",
         "List the models, their sizes, and the weights that are here",
