@@ -48,18 +48,20 @@ def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
     share = section["synthetic_share"] if volumes else 1.0
     if share > 0:
         names.append("spadnet synthesis")
+    augment = CropAugment(thick_prob=section["thick_slices"]) if section["augment"] else NO_AUGMENT
     dataset = StepDataset(
         volumes,
         max_steps=max_steps,
         seed=settings["seed"],
         degrees=section["degrees"],
         degrees_per_step=section["degrees_per_step"],
+        flat_share=section["flat_share"],
         tokens=tuple(section["tokens"]),
         token_budget=section["token_budget"],
         in_chans=in_chans,
         synthetic=synthetic_images if share > 0 else None,
         synthetic_share=share,
-        crop_augment=CropAugment() if section["augment"] else NO_AUGMENT,
+        crop_augment=augment._replace(fractional_degree=section["fractional_degree"]),
         intensity_augment=IntensityAugment() if section["augment"] else None,
     )
     module = StepDataModule(dataset, max_steps=max_steps, num_workers=section["num_workers"])

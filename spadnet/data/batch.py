@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from spadnet.data.augment import IntensityDraw, apply_intensity
+
 
 class Batch(NamedTuple):
     """Crops of one degree.
@@ -13,9 +15,17 @@ class Batch(NamedTuple):
         degree: Anisotropy of every crop.
         spacing: Millimetres along z, y, x, [B, 3].
         keys: What each crop was taken from.
+        intensity: Intensity augmentation that is still to be done; None where there is none.
     """
 
     image: Tensor
     degree: int
     spacing: Tensor
     keys: list[str]
+    intensity: IntensityDraw | None = None
+
+    def augmented(self) -> "Batch":
+        """Do the intensity augmentation where the image is now: on the device."""
+        if self.intensity is None:
+            return self
+        return self._replace(image=apply_intensity(self.image, self.intensity), intensity=None)

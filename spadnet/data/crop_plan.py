@@ -33,6 +33,8 @@ class CropAugment(NamedTuple):
         max_tilt: Largest rotation out of the plane in radians, for nearly isotropic crops.
         flip_prob: Chance of a flip, per axis.
         thick_prob: Chance of thick slices where thin ones would do.
+        fractional_degree: Whether log2 of slice spacing by pixel spacing is rounded up with a
+            chance of its fraction, instead of down always.
     """
 
     in_plane_scale: tuple[float, float] = (0.75, 2.0)
@@ -45,6 +47,7 @@ class CropAugment(NamedTuple):
     max_tilt: float = math.pi / 6
     flip_prob: float = 0.5
     thick_prob: float = 0.3
+    fractional_degree: bool = False
 
 
 NO_AUGMENT = CropAugment(
@@ -80,6 +83,19 @@ class CropPlan(NamedTuple):
     flips: tuple[bool, bool, bool]
     angles: Triple
     spacing: Spacing
+
+
+def degree_chance(spacing: Spacing, degree: int, *, fractional: bool) -> float:
+    """How likely a spacing counts as a degree; ``fractional`` as in ``CropAugment``.
+
+    >>> [degree_chance(Spacing(3.0, 1.0, 1.0), d, fractional=True) > 0 for d in range(4)]
+    [False, True, True, False]
+    """
+    floor = spacing.degree()
+    if not fractional or floor == MAX_DEGREE:
+        return float(degree == floor)
+    exact = math.log2(spacing.z / min(spacing.y, spacing.x))
+    return max(1 - abs(min(max(exact, 0.0), MAX_DEGREE) - degree), 0.0)
 
 
 class _Stretch(NamedTuple):
@@ -230,10 +246,13 @@ def _options(
             continue
         ratio = spacing.z * stretch / min(spacing.y, spacing.x)
         least = max(low, ratio / 2.0 ** (degree + 1) * _MARGIN)
-        most = min(high, ratio / 2.0**degree / _MARGIN) if degree > 0 else high
+        lowest = degree - 1 if augment.fractional_degree else degree
+        most = min(high, ratio / 2.0**lowest / _MARGIN) if degree > 0 else high
         if least < most:
             options.append(_Stretch(slab, least, most))
-        elif _stretched(spacing, stretch, 1.0).degree() == degree:
+        elif degree_chance(
+            _stretched(spacing, stretch, 1.0), degree, fractional=augment.fractional_degree
+        ):
             options.append(_Stretch(slab, 1.0, 1.0))
     return options
 
@@ -266,10 +285,17 @@ def _free_stretch(
             slab = 1 << int(rng.integers(1, MAX_DEGREE + 1))
         scale = _draw_scale(rng, low, high, augment)
         stretch = slab if slab > 1 else depth_scale
-        degree = _stretched(spacing, stretch, scale).degree()
+        degree = _draw_degree(rng, _stretched(spacing, stretch, scale), augment)
         if slab == 1 or crop_size(degree, tokens)[0] * slab <= shape[0]:
             return degree, slab, scale
-    return _stretched(spacing, depth_scale, 1.0).degree(), 1, 1.0
+    return _draw_degree(rng, _stretched(spacing, depth_scale, 1.0), augment), 1, 1.0
+
+
+def _draw_degree(rng: np.random.Generator, spacing: Spacing, augment: CropAugment) -> int:
+    floor = spacing.degree()
+    if not augment.fractional_degree or floor == MAX_DEGREE:
+        return floor
+    return floor + int(rng.random() < degree_chance(spacing, floor + 1, fractional=True))
 
 
 def _draw_scale(rng: np.random.Generator, low: float, high: float, augment: CropAugment) -> float:

@@ -1,5 +1,6 @@
 """Training data whose item number ``step`` is the whole work of that optimiser step."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -9,14 +10,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spadnet.data.augment import IntensityAugment, apply_intensity, draw_intensity
+from spadnet.data.augment import IntensityAugment, draw_intensity
 from spadnet.data.batch import Batch
-from spadnet.data.crop_plan import CropAugment, Size, crop_size, draw_crop_plan, max_token_depth
+from spadnet.data.crop_plan import (
+    CropAugment,
+    Size,
+    crop_size,
+    degree_chance,
+    draw_crop_plan,
+    max_token_depth,
+)
 from spadnet.data.extract import BoxReader, Padding, extract
 from spadnet.data.image import Image
 from spadnet.data.preprocess import to_channels
 from spadnet.data.sampler import degrees_of_step, step_rng
 from spadnet.spacing import MAX_DEGREE, Spacing
+
+_TRIES = 32
 
 Voxels = TypeVar("Voxels", bound=Tensor | BoxReader)
 
@@ -86,6 +96,7 @@ class StepDataset(Dataset[list[Batch]]):
         seed: int = 0,
         degrees: Sequence[int] | None = None,
         degrees_per_step: int = 3,
+        flat_share: float | None = None,
         tokens: Size = (4, 4, 4),
         token_budget: int = 256,
         in_chans: int = 1,
@@ -105,6 +116,7 @@ class StepDataset(Dataset[list[Batch]]):
             seed: Of everything random.
             degrees: Degrees to draw; by default all that the images and the synthesis can give.
             degrees_per_step: Micro-batches per step, each of another degree.
+            flat_share: Share of 2D micro-batches (degree 5); None draws all degrees equally often.
             tokens: Tokens of a full crop (z, y, x); shallow images give shallower ones.
             token_budget: Tokens per micro-batch over all ranks, so that micro-batches of flat
                 crops are as full as others.
@@ -112,7 +124,8 @@ class StepDataset(Dataset[list[Batch]]):
             synthetic: Makes synthetic images.
             synthetic_share: Share of synthetic images where there are real ones too.
             crop_augment: Geometric augmentation.
-            intensity_augment: Intensity augmentation; None for none, when it is done elsewhere.
+            intensity_augment: Intensity augmentation, drawn here and done by
+                ``Batch.augmented``; None for none.
             padding: What lies beyond an image's border.
             rank: Of this process.
             world_size: Number of processes that share each step.
@@ -138,6 +151,7 @@ class StepDataset(Dataset[list[Batch]]):
         self.max_steps = max_steps
         self.seed = seed
         self.degrees_per_step = degrees_per_step
+        self.flat_share = flat_share
         self.tokens = tokens
         self.token_budget = token_budget
         self.in_chans = in_chans
@@ -150,9 +164,9 @@ class StepDataset(Dataset[list[Batch]]):
         self.world_size = world_size
         self._depths = {degree: self._token_depths(degree) for degree in range(MAX_DEGREE + 1)}
         self.degrees = self._available(degrees)
-        for degree in self.degrees:
-            for depth in {1, *self._depths[degree].tolist()} - {0}:
-                self._num_crops(degree, depth)
+        if flat_share is not None:
+            self._check_flat_share(flat_share)
+        self._check_shares()
 
     def __len__(self) -> int:
         return self.max_steps
@@ -161,29 +175,27 @@ class StepDataset(Dataset[list[Batch]]):
         if not 0 <= step < self.max_steps:
             raise IndexError(f"step {step} of {self.max_steps}")
         degrees = degrees_of_step(
-            self.seed, step, degrees=self.degrees, per_step=self.degrees_per_step
+            self.seed,
+            step,
+            degrees=self.degrees,
+            per_step=self.degrees_per_step,
+            flat_share=self.flat_share,
         )
         return [self._micro_batch(step, part, degree) for part, degree in enumerate(degrees)]
 
     def for_rank(self, rank: int, world_size: int) -> "StepDataset":
         """The same data for one of several processes."""
-        return StepDataset(
-            self.volumes,
-            max_steps=self.max_steps,
-            seed=self.seed,
-            degrees=self.degrees,
-            degrees_per_step=self.degrees_per_step,
-            tokens=self.tokens,
-            token_budget=self.token_budget,
-            in_chans=self.in_chans,
-            synthetic=self.synthetic,
-            synthetic_share=self.synthetic_share,
-            crop_augment=self.crop_augment,
-            intensity_augment=self.intensity_augment,
-            padding=self.padding,
-            rank=rank,
-            world_size=world_size,
-        )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
+        part = copy.copy(self)
+        part.rank, part.world_size = rank, world_size
+        part._check_shares()
+        return part
+
+    def _check_shares(self) -> None:
+        for degree in self.degrees:
+            for depth in {1, *self._depths[degree].tolist()} - {0}:
+                self._num_crops(degree, depth)
 
     def _token_depths(self, degree: int) -> np.ndarray:
         """Depth in tokens that each image can give at a degree; 0 where it cannot."""
@@ -216,6 +228,13 @@ class StepDataset(Dataset[list[Batch]]):
             raise ValueError(f"degrees {list(degrees)}: no image can give {missing or 'them'}")
         return tuple(dict.fromkeys(degrees))
 
+    def _check_flat_share(self, flat_share: float) -> None:
+        if not 0 <= flat_share <= 1:
+            raise ValueError(f"flat_share must lie in [0, 1], got {flat_share}")
+        has_flat, has_deep = MAX_DEGREE in self.degrees, min(self.degrees) < MAX_DEGREE
+        if (flat_share > 0 and not has_flat) or (flat_share < 1 and not has_deep):
+            raise ValueError(f"flat_share={flat_share} with degrees {list(self.degrees)}")
+
     def _num_crops(self, degree: int, depth: int) -> int:
         """Crops of a micro-batch over all ranks."""
         per_crop = math.prod((1 if degree == MAX_DEGREE else depth, *self.tokens[1:]))
@@ -235,12 +254,13 @@ class StepDataset(Dataset[list[Batch]]):
         rows = range(self.rank * share, (self.rank + 1) * share)
         crops = [self._crop(step, part, row, degree=degree, depth=depth) for row in rows]
         image = torch.stack([crop for crop, _, _ in crops])
+        intensity = None
         if self.intensity_augment is not None:
             generator = torch.Generator().manual_seed(int(shared.integers(1 << 63)))
             draw = draw_intensity(count, generator=generator, augment=self.intensity_augment)
-            image = apply_intensity(image, draw.rows(rows.start, rows.stop))
+            intensity = draw.rows(rows.start, rows.stop)
         spacing = torch.tensor([spacing for _, spacing, _ in crops], dtype=torch.float32)
-        return Batch(image, degree, spacing, [key for _, _, key in crops])
+        return Batch(image, degree, spacing, [key for _, _, key in crops], intensity)
 
     def _draw_depth(self, rng: np.random.Generator, degree: int) -> int:
         """Depth of a micro-batch in tokens: what one random image can give."""
@@ -259,17 +279,22 @@ class StepDataset(Dataset[list[Batch]]):
         can = self._depths[degree] >= depth
         if not can.any() or rng.random() < self.synthetic_share:
             return self._synthesized(int(rng.integers(1 << 62)), degree=degree, depth=depth)
-        index = int(rng.choice(len(can), p=self._chances(can)))
-        volume = self.volumes[index]
-        plan = draw_crop_plan(
-            rng,
-            _shape(volume),
-            volume.spacing,
-            tokens=(depth, *self.tokens[1:]),
-            degree=degree,
-            image=index,
-            augment=self.crop_augment,
-        )
+        chances, fractional = self._chances(can), self.crop_augment.fractional_degree
+        for _ in range(_TRIES):
+            index = int(rng.choice(len(can), p=chances))
+            volume = self.volumes[index]
+            plan = draw_crop_plan(
+                rng,
+                _shape(volume),
+                volume.spacing,
+                tokens=(depth, *self.tokens[1:]),
+                degree=degree,
+                image=index,
+                augment=self.crop_augment,
+            )
+            chance = degree_chance(plan.spacing, degree, fractional=fractional)
+            if not fractional or rng.random() < chance:
+                break
         return extract(volume.image, plan, padding=self.padding), plan.spacing, volume.key
 
     def _synthesized(self, seed: int, *, degree: int, depth: int) -> tuple[Tensor, Spacing, str]:

@@ -18,19 +18,29 @@ def num_visible(num_tokens: int, mask_ratio: float) -> int:
 
 
 def random_visible_index(
-    batch: int, num_tokens: int, *, mask_ratio: float, generator: torch.Generator
+    batch: int,
+    num_tokens: int,
+    *,
+    mask_ratio: float,
+    generator: torch.Generator,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Tensor:
     """Draw the tokens that each sample may see.
 
     Args:
-        batch: Samples.
+        batch: Samples of this process.
         num_tokens: Tokens per sample, without a class token.
         mask_ratio: Share of hidden tokens.
-        generator: Source of randomness; the index is on its device.
+        generator: Source of randomness, alike in all processes; the index is on its device.
+        rank: Of this process; its samples follow those of the ranks before.
+        world_size: Processes that share the draw, with as many samples each.
 
     Returns:
         Sorted positions, [B, V], int64.
     """
-    noise = torch.rand(batch, num_tokens, generator=generator, device=generator.device)
+    total = batch * world_size
+    noise = torch.rand(total, num_tokens, generator=generator, device=generator.device)
+    noise = noise[rank * batch : (rank + 1) * batch]
     kept = noise.argsort(dim=1)[:, : num_visible(num_tokens, mask_ratio)]
     return kept.sort(dim=1).values

@@ -1,9 +1,12 @@
 """Which degrees and which images each step sees: pure functions of the seed and the step."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
+from spadnet.spacing import MAX_DEGREE
 
 _DEGREES, _CROPS = 0, 1  # separate streams of random numbers
 
@@ -21,7 +24,12 @@ def step_rng(seed: int, step: int, *, part: int, sample: int) -> np.random.Gener
 
 
 def degrees_of_step(
-    seed: int, step: int, *, degrees: Sequence[int], per_step: int
+    seed: int,
+    step: int,
+    *,
+    degrees: Sequence[int],
+    per_step: int,
+    flat_share: float | None = None,
 ) -> tuple[int, ...]:
     """Degrees of the micro-batches of one step; all different, and all occur equally often.
 
@@ -32,11 +40,16 @@ def degrees_of_step(
         step: Optimiser step.
         degrees: Degrees that there are.
         per_step: Micro-batches per step; where there are fewer degrees, so many.
+        flat_share: Share of micro-batches of degree 5, exact in the long run; the other degrees
+            share the rest, and a step may hold a degree more than once. By default degree 5 is
+            as frequent as any other.
 
     >>> sorted(degrees_of_step(0, 0, degrees=range(6), per_step=3)
     ...        + degrees_of_step(0, 1, degrees=range(6), per_step=3))
     [0, 1, 2, 3, 4, 5]
     """
+    if flat_share is not None:
+        return _with_flat_share(seed, step, degrees, per_step, flat_share)
     count = min(per_step, len(degrees))
     steps_per_round = -(-len(degrees) // count)
     turn, place = divmod(step, steps_per_round)
@@ -44,6 +57,23 @@ def degrees_of_step(
     # A last step that lacks degrees takes the first ones of the round again.
     order += order[: steps_per_round * count - len(order)]
     return tuple(degrees[index] for index in order[place * count : (place + 1) * count])
+
+
+def _with_flat_share(
+    seed: int, step: int, degrees: Sequence[int], per_step: int, flat_share: float
+) -> tuple[int, ...]:
+    others = [degree for degree in degrees if degree != MAX_DEGREE]
+    phase = _rng(seed, 0, 1, 0, stream=_DEGREES).random()
+    drawn = []
+    for place in range(step * per_step, (step + 1) * per_step):
+        before, after = (math.floor(n * flat_share + phase) for n in (place, place + 1))
+        if after > before:
+            drawn.append(MAX_DEGREE)
+            continue
+        turn, rest = divmod(place - before, len(others))
+        order = _rng(seed, turn, 2, 0, stream=_DEGREES).permutation(len(others))
+        drawn.append(others[int(order[rest])])
+    return tuple(drawn)
 
 
 def balanced_weights(

@@ -1,7 +1,10 @@
 """Feed a training with the batches of its steps, from any step on."""
 
 import signal
+import time
 from collections.abc import Iterator, Sized
+from contextlib import suppress
+from typing import Any
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -57,6 +60,16 @@ class StepDataModule(LightningDataModule):
         self.dataset = dataset
         self.max_steps = max_steps
         self.num_workers = num_workers
+        self._loader: _TimedLoader | None = None
+
+    @property
+    def wait_share(self) -> float | None:
+        """Share of the time spent on waiting for batches, without the first; None before two."""
+        return None if self._loader is None else self._loader.wait_share
+
+    def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
+        """Change intensities where the images are now."""
+        return [micro.augmented() for micro in batch]
 
     def train_dataloader(self) -> DataLoader[list[Batch]]:
         """Batches from the first step that is not finished."""
@@ -65,7 +78,7 @@ class StepDataModule(LightningDataModule):
         if trainer is not None and trainer.world_size > 1:
             assert isinstance(dataset, StepDataset)
             dataset = dataset.for_rank(trainer.global_rank, trainer.world_size)
-        return DataLoader(
+        self._loader = _TimedLoader(
             dataset,
             batch_size=None,
             sampler=StepSampler(start, self.max_steps),
@@ -74,6 +87,28 @@ class StepDataModule(LightningDataModule):
             pin_memory=self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
         )
+        return self._loader
+
+
+class _TimedLoader(DataLoader[list[Batch]]):
+    """Measures how long its user waits for batches."""
+
+    wait_share: float | None = None
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        with suppress(StopIteration):
+            first = next(batches)
+            begin = time.monotonic()
+            yield first
+            waited = 0.0
+            while True:
+                asked = time.monotonic()
+                batch = next(batches)
+                now = time.monotonic()
+                waited += now - asked
+                self.wait_share = waited / (now - begin)
+                yield batch
 
 
 def _ignore_interrupt(worker: int) -> None:

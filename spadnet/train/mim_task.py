@@ -119,7 +119,7 @@ class MimTask(LightningModule):
             mask_ratio=self.mask_ratio,
             generator=generator,
             rank=self.global_rank,
-            world_size=self.trainer.world_size if self._trainer is not None else 1,
+            world_size=self.trainer.world_size,
         ).to(self.device)
         image = match_channels(micro.image, self.model.vit.in_chans)
         output = self.model(image, visible, target, micro.degree)

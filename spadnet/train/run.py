@@ -180,7 +180,17 @@ def fit(
         stopped_by=stop.received if step < datamodule.max_steps else None,
     )
     if trainer.is_global_zero:
-        _write_summary(run_dir, result, trainer, precision=resolved, start_step=start_step)
+        wait_share = datamodule.wait_share
+        if wait_share is not None:
+            logger.info("waited for data %.1f %% of the time", 100 * wait_share)
+        _write_summary(
+            run_dir,
+            result,
+            trainer,
+            precision=resolved,
+            start_step=start_step,
+            wait_share=wait_share,
+        )
     return result
 
 
@@ -204,7 +214,13 @@ def check_fits(task: LightningModule, saved: Mapping[str, Tensor], *, source: Pa
 
 
 def _write_summary(
-    run_dir: Path, result: FitResult, trainer: Trainer, *, precision: str, start_step: int
+    run_dir: Path,
+    result: FitResult,
+    trainer: Trainer,
+    *,
+    precision: str,
+    start_step: int,
+    wait_share: float | None,
 ) -> None:
     write_json(
         run_dir / "summary.json",
@@ -215,6 +231,7 @@ def _write_summary(
             "seconds": round(result.seconds, 3),
             "images": result.num_images,
             "images_per_second": round(result.num_images / max(result.seconds, 1e-9), 3),
+            "data_wait_share": None if wait_share is None else round(wait_share, 4),
             "precision": precision,
             "device": str(trainer.strategy.root_device),
             "devices": trainer.world_size,

@@ -210,7 +210,7 @@ class TokenizerTask(LightningModule):
         for past in range(max(step - self.code_start.num_steps, 0), step):
             with torch.autocast(self.device.type, enabled=False):  # as the loader draws them
                 batch = dataset[past]
-            yield [micro._replace(image=micro.image.to(self.device)) for micro in batch]
+            yield [micro._replace(image=micro.image.to(self.device)).augmented() for micro in batch]
 
     @torch.no_grad()
     def start_codes(self, batches: Iterable[Sequence[Batch]]) -> None:
