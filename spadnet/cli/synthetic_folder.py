@@ -78,7 +78,8 @@ class SyntheticFolder:
                     f"{settings.get(key)}; give another out=FOLDER or overwrite=true"
                 )
             if changed:
-                self._remove_samples()
+                self._remove_samples(whole=True)
+        self._remove_samples(whole=False)
         remove_parts(self.folder)
         write_atomic(path, content.encode())
 
@@ -153,13 +154,15 @@ class SyntheticFolder:
         label_map = self.dataset.label_map(index)
         return None if label_map is None else np.array(label_map.values)
 
-    def _remove_samples(self) -> None:
+    def _remove_samples(self, *, whole: bool) -> None:
+        """Remove what interrupted writes left or, with ``whole``, all that was written."""
         for name in _FOLDERS.values():
-            for path in (self.folder / name).glob("*synthetic_*"):
+            for path in (self.folder / name).glob("*synthetic_*" if whole else ".synthetic_*"):
                 if _OURS.fullmatch(path.name):
                     path.unlink()
-        for name in (TABLE, SHEET):
-            (self.folder / name).unlink(missing_ok=True)
+        if whole:
+            for name in (TABLE, SHEET):
+                (self.folder / name).unlink(missing_ok=True)
 
 
 def sheet_row(item: SyntheticItem) -> list[np.ndarray]:
