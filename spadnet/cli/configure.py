@@ -19,7 +19,18 @@ from spadnet.cli.usage import UsageError, config_groups, config_root
 from spadnet.near_names import suggest
 
 # Values of these keys are paths and are taken as they are, whatever characters they hold.
-_PATH_KEYS = ("in", "out", "recipe", "resume", "tokenizer", "init", "data.path", "paths.runs")
+_PATH_KEYS = (
+    "in",
+    "out",
+    "labels",
+    "recipe",
+    "resume",
+    "tokenizer",
+    "model",
+    "init",
+    "data.path",
+    "paths.runs",
+)
 _SAFE = re.compile(r"[\w./\-:@+]*", re.ASCII)
 
 
@@ -93,7 +104,9 @@ def configure(config_name: str, argv: Sequence[str]) -> DictConfig | None:
     search = [f"hydra.searchpath=['file://{root}']" for root in roots[1:]]
     with initialize_config_dir(str(roots[0]), version_base="1.3"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        groups = config_groups(roots)
+        # A verb may have a value named like a group, as model=FOLDER; Hydra would see a choice.
+        plain = _plain_keys(roots[0] / f"{config_name}.yaml")
+        groups = {name: found for name, found in config_groups(roots).items() if name not in plain}
         chosen, rest = _split(flags.overrides, groups)
         try:
             base = compose(config_name, [*search, *chosen])
@@ -101,9 +114,11 @@ def configure(config_name: str, argv: Sequence[str]) -> DictConfig | None:
             raise UsageError(_reason(error)) from error
         for override in rest:
             _check_value(override, base, groups)
-        changes = [str(override.input_line) for override in rest]
+        own = {o.key_or_group: o.value() for o in rest if o.key_or_group in plain}
+        changes = [str(o.input_line) for o in rest if o.key_or_group not in plain]
         try:
             config = compose(config_name, [*search, *chosen, *changes]) if changes else base
+            config.update(own)
             OmegaConf.to_container(config, resolve=True)  # a wrong ${...} shows here
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(_reason(error)) from error
@@ -113,6 +128,13 @@ def configure(config_name: str, argv: Sequence[str]) -> DictConfig | None:
         return None
     OmegaConf.set_readonly(config, True)
     return config
+
+
+def _plain_keys(file: Path) -> set[str]:
+    """Keys of a verb's configuration that are values, and not groups that it chooses from."""
+    content = OmegaConf.load(file)
+    assert isinstance(content, DictConfig)
+    return {str(key) for key in content if key != "defaults"} & set(config_groups([file.parent]))
 
 
 def _split(

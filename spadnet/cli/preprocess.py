@@ -3,24 +3,12 @@
 import logging
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from spadnet.cli.configure import configure
+from spadnet.cli.progress import progress
 from spadnet.cli.training import plain
 from spadnet.cli.usage import UsageError
 from spadnet.data import catalogue
@@ -37,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 TEXT, PAGE = "fingerprint.txt", "fingerprint.html"
 _SHOWN = 10  # quarantined files named in the terminal
-_LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
 def run(argv: Sequence[str]) -> int:
@@ -59,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("in=FOLDER is missing: a folder, a glob pattern or a table of images")
     settings, time_limit = _settings(options), _time_limit(options["time_limit"])
     items = _items(options)
-    with _progress("preprocess") as report:
+    with progress("preprocess") as report:
         prepared = prepare_store(
             items, out, settings=settings, workers=workers, time_limit=time_limit, report=report
         )
@@ -129,7 +116,7 @@ def _tell(out: Path, prepared: Prepared) -> None:
 
 
 def _verify(out: Path, *, threads: int) -> int:
-    with _progress("verify") as report:
+    with progress("verify") as report:
         damage = find_damage(out, threads=threads, report=report)
     for fault in damage:
         sys.stdout.write(f"BAD {fault.file}: {fault.reason}\n")
@@ -138,47 +125,3 @@ def _verify(out: Path, *, threads: int) -> int:
         return 1
     sys.stdout.write(f"ok   {out}: every checksum is right\n")
     return 0
-
-
-class _Lines:
-    """Progress where there is no terminal: a line now and then."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._start = self._last = time.monotonic()
-        self._first: int | None = None
-
-    def __call__(self, done: int, total: int, bad: int) -> None:
-        """Take note."""
-        if self._first is None:
-            self._first = done
-        now = time.monotonic()
-        if now - self._last < _LINE_EVERY or done == self._first:
-            return
-        self._last = now
-        left = (now - self._start) / (done - self._first) * (total - done)
-        logger.info(
-            "%s %d/%d  %d bad  %s left", self.name, done, total, bad, timedelta(seconds=round(left))
-        )
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Any]:
-    """A bar with the time left, or lines; gives what to call with done, total and bad."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(name)
-        return
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[bad]} bad"),
-        TimeElapsedColumn(),
-        TextColumn("so far"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(name, total=None, bad=0)
-        yield lambda done, total, bad: bar.update(task, completed=done, total=total, bad=bad)

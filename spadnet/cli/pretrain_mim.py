@@ -9,6 +9,7 @@ import torch
 
 from spadnet.cli.configure import configure
 from spadnet.cli.data import build_data
+from spadnet.cli.trained import find_tokenizer
 from spadnet.cli.training import (
     build_model,
     optim_settings,
@@ -24,7 +25,7 @@ from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.train.initial_weights import start_from
 from spadnet.train.mim_task import MimTask
-from spadnet.weights.hub import load_tokenizer, save_pretrained
+from spadnet.weights.hub import save_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -56,22 +57,6 @@ def run(argv: Sequence[str]) -> int:
     save_pretrained(task.model, folder / "mim", name=name, training=facts)
     logger.info("encoder written to %s", encoder)
     return 0
-
-
-def find_tokenizer(source: str) -> Tokenizer:
-    """Load a tokenizer from its folder, from the folder of the run that trained it, or a hub.
-
-    Args:
-        source: Folder, or ``hf-hub:org/name[@revision]``.
-
-    Raises:
-        ValueError: If there is none; the message names the folder and the reason.
-    """
-    if source.startswith("hf-hub:"):
-        return load_tokenizer(source)
-    folder = Path(source).expanduser()
-    inner = folder / "tokenizer"
-    return load_tokenizer(inner if inner.is_dir() else folder)
 
 
 def common_channels(encoder: int, tokenizer: int, source: str) -> int:

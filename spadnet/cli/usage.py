@@ -33,13 +33,20 @@ def configuration_help(config: str) -> list[str]:
         config: Name of its primary configuration.
     """
     groups = config_groups([config_root()])
+    text = (config_root() / f"{config}.yaml").read_text(encoding="utf-8")
+    if "\ndefaults:" in text:
+        choices = [
+            "groups (GROUP=NAME chooses; GROUP.KEY=VALUE changes one value):",
+            *(f"  {group}: {', '.join(names)}" for group, names in groups.items()),
+        ]
+    else:  # few keys, each explained by its file
+        choices = ["keys:", *(f"  {line}" for line in text.splitlines()[1:])]
     return [
         "options:",
         "  --cfg job         print the composed configuration and stop",
         "  --config-dir DIR  folder with configuration files of your own",
         "",
-        "groups (GROUP=NAME chooses; GROUP.KEY=VALUE changes one value):",
-        *(f"  {group}: {', '.join(names)}" for group, names in groups.items()),
+        *choices,
         "",
         f"All keys and their values: spadnet {config.replace('_', '-')} --cfg job",
         "",

@@ -15,7 +15,7 @@ from torch import Tensor
 from spadnet.data.image import Vector, orient, plain_grid
 from spadnet.data.inputs import Item
 from spadnet.data.io import Image, ImageError, read_image
-from spadnet.data.preprocess import prepare, to_channels
+from spadnet.inference.prepared import prepare_for
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import Spacing, required_multiple
@@ -202,17 +202,7 @@ class Encoder:
         Returns:
             Image with float32 voxels in [0, 1] and the channels that the model takes.
         """
-        rule = self.contract.intensity
-        prepared = prepare(
-            image,
-            crop=rule["crop_to_foreground"],
-            percentiles=tuple(rule["percentiles"]),
-            max_in_plane=rule["max_in_plane"],
-        )
-        try:
-            return prepared._replace(array=to_channels(prepared.array, self.contract.channels))
-        except ValueError as error:
-            raise ImageError(f"{image.source}: {error}") from error
+        return prepare_for(self.contract, image).image
 
     def _open(self, image: Source, spacing: Sequence[float] | None) -> Image:
         if isinstance(image, Item):

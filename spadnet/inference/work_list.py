@@ -1,0 +1,72 @@
+"""What is left to do of many files: names of outputs, what is done already, what cannot be used."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from spadnet.data.atomic import write_atomic
+from spadnet.data.catalogue import to_lines
+from spadnet.data.inputs import Item
+from spadnet.data.journal import Fault, hash_of
+
+_CHUNK = 1 << 20
+
+
+def output_files(items: Sequence[Item], folder: Path, *, ending: str) -> list[Path]:
+    """Name one output per item, below a folder and like its key.
+
+    Args:
+        items: With keys of their own.
+        folder: Where outputs go; a key cannot lead out of it.
+        ending: Added to the key.
+
+    Raises:
+        ValueError: If two items would be written to one file.
+    """
+    files: dict[Path, Item] = {}
+    for item in items:
+        parts = [part for part in PurePosixPath(item.key).parts if part not in ("/", "..")]
+        file = folder.joinpath(*parts[:-1], f"{parts[-1] if parts else 'image'}{ending}")
+        if file in files:
+            raise ValueError(f"{item.key} and {files[file].key} would both be written to {file}")
+        files[file] = item
+    return list(files)
+
+
+def state_of(item: Item) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of an item's file, or of the files of its folder."""
+    try:
+        files = sorted(item.path.iterdir()) if item.path.is_dir() else [item.path]
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError:
+        return []
+
+
+def signature(item: Item, settings: Any) -> str:
+    """Hash of a source's state and of all that decides what becomes of it.
+
+    Args:
+        item: The source.
+        settings: Plain values: the model's digest and the options.
+    """
+    return hash_of([state_of(item), item.spacing, settings])
+
+
+def model_digest(folder: Path) -> str:
+    """Hash of a checkpoint folder's configuration and weights."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        with open(folder / name, "rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def write_quarantine(file: Path, faults: Iterable[Fault]) -> None:
+    """List files that cannot be used and why, as JSON lines; no list where there are none."""
+    rows = [fault._asdict() for fault in sorted(faults)]
+    if rows:
+        write_atomic(file, to_lines(rows))
+    else:
+        file.unlink(missing_ok=True)
