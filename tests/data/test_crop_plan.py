@@ -9,6 +9,7 @@ from spadnet.data.crop_plan import (
     NO_AUGMENT,
     CropAugment,
     crop_size,
+    degree_chance,
     draw_crop_plan,
     max_token_depth,
 )
@@ -138,6 +139,37 @@ def test_augmentation_happens_as_often_as_said() -> None:
     tilted = [plan for plan in plans if plan.angles[1] != 0]
     assert tilted
     assert all(1 / 1.5 <= plan.spacing.z / plan.spacing.y <= 1.5 for plan in tilted)
+
+
+def test_a_fractional_degree_is_rounded_up_as_often_as_its_fraction() -> None:
+    spacing = Spacing(2**1.25, 1.0, 1.0)
+    chances = [degree_chance(spacing, degree, fractional=True) for degree in range(4)]
+    assert chances == pytest.approx([0, 0.75, 0.25, 0])
+    assert [degree_chance(spacing, d, fractional=False) for d in range(4)] == [0, 1, 0, 0]
+    finer, flat = Spacing(0.5, 1.0, 1.0), Spacing.planar()
+    assert [degree_chance(finer, d, fractional=True) for d in (0, 1)] == [1, 0]
+    assert [degree_chance(flat, d, fractional=True) for d in (4, 5)] == [0, 1]
+    rng = np.random.default_rng(0)
+    augment = NO_AUGMENT._replace(fractional_degree=True)
+    plans = [
+        draw_crop_plan(rng, (80, 80, 80), spacing, tokens=TOKENS, augment=augment)
+        for _ in range(1000)
+    ]
+    assert np.mean([plan.degree == 2 for plan in plans]) == pytest.approx(0.25, abs=0.04)
+    assert all(plan.size == crop_size(plan.degree, TOKENS) for plan in plans)
+
+
+def test_a_degree_can_be_asked_for_from_either_side() -> None:
+    rng = np.random.default_rng(0)
+    augment = CropAugment(in_plane_prob=1.0, thick_prob=0.0, fractional_degree=True)
+    ratios = []
+    for _ in range(300):
+        plan = draw_crop_plan(
+            rng, (60, 400, 400), Spacing(4.0, 1.0, 1.0), tokens=TOKENS, degree=2, augment=augment
+        )
+        ratios.append(math.log2(plan.spacing.z / plan.spacing.y))
+    assert min(ratios) == pytest.approx(1.0, abs=0.1)  # pixels twice as wide
+    assert max(ratios) == pytest.approx(math.log2(4 / 0.75), abs=0.1)
 
 
 def test_small_images_are_enlarged_before_they_are_padded() -> None:

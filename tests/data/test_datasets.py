@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from spadnet.data.augment import IntensityAugment
 from spadnet.data.batch import Batch
 from spadnet.data.crop_plan import NO_AUGMENT, CropAugment
 from spadnet.data.datasets import StepDataset, Volume, to_volume
@@ -42,6 +43,7 @@ def synthesize(
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
         torch.equal(a.image, b.image)
+        and torch.equal(a.augmented().image, b.augmented().image)
         and torch.equal(a.spacing, b.spacing)
         and (a.degree, a.keys) == (b.degree, b.keys)
         for a, b in zip(first, second, strict=True)
@@ -95,13 +97,15 @@ def test_ranks_together_make_the_single_process_step(
             assert {part.degree for part in own} == {batch.degree}
             assert len({part.image.shape for part in own}) == 1
             assert torch.equal(torch.cat([part.image for part in own]), batch.image)
+            changed = torch.cat([part.augmented().image for part in own])
+            assert torch.equal(changed, batch.augmented().image)
             assert torch.equal(torch.cat([part.spacing for part in own]), batch.spacing)
             assert [key for part in own for key in part.keys] == batch.keys
 
 
 def test_workers_change_nothing(volumes: list[Volume]) -> None:
     data = small(volumes, max_steps=4)
-    for workers in (0, 2):
+    for workers in (0, 1, 4):
         loader = DataLoader(data, batch_size=None, num_workers=workers)
         assert all(same(step, data[index]) for index, step in enumerate(loader))
 
@@ -115,6 +119,39 @@ def test_without_augmentation_crops_are_cut_from_the_image(volumes: list[Volume]
     windows = picture.unfold(0, 32, 1).unfold(1, 32, 1)
     for crop in batch.image[:, 0, 0]:
         assert (windows == crop).flatten(2).all(dim=2).any()
+
+
+def test_intensity_is_changed_where_it_is_asked_for(volumes: list[Volume]) -> None:
+    augment = IntensityAugment(scale_prob=1.0, contrast_prob=1.0, gamma_prob=1.0)
+    (batch,) = small(volumes, degrees=(5,), intensity_augment=augment, max_steps=1)[0]
+    (plain,) = small(volumes, degrees=(5,), intensity_augment=None, max_steps=1)[0]
+    assert torch.equal(batch.image, plain.image)
+    assert plain.augmented() is plain
+    changed = batch.augmented()
+    assert changed.intensity is None
+    assert (changed.image != batch.image).flatten(1).any(dim=1).all()
+    assert changed.augmented() is changed
+
+
+def test_2d_micro_batches_have_the_share_asked_for(volumes: list[Volume]) -> None:
+    data = small(volumes, flat_share=0.5, degrees_per_step=2)
+    degrees = [batch.degree for step in range(20) for batch in data[step]]
+    assert degrees.count(5) == 20
+    assert len(set(degrees)) == 6
+
+
+def test_a_fractional_degree_mixes_images_by_their_fraction() -> None:
+    low = random_volume((40, 48, 48), Spacing(2**1.25, 1, 1), "low")
+    high = random_volume((40, 48, 48), Spacing(2**1.75, 1, 1), "high")
+    augment = NO_AUGMENT._replace(fractional_degree=True)
+    data = small([low, high], crop_augment=augment, intensity_augment=None, max_steps=60)
+    assert data.degrees == (1, 2, 5)
+    keys = {1: [], 2: [], 5: []}
+    for step in range(60):
+        for batch in data[step]:
+            keys[batch.degree] += batch.keys
+    shares = [keys[degree].count("high") / len(keys[degree]) for degree in (1, 2)]
+    assert shares == pytest.approx([0.25, 0.75], abs=0.08)
 
 
 def test_weights_decide_how_often_an_image_is_drawn(volumes: list[Volume]) -> None:
@@ -164,6 +201,9 @@ def test_shallow_volumes_give_shallow_crops() -> None:
         ({"rank": 2, "world_size": 2}, "rank must lie"),
         ({"token_budget": 24, "world_size": 2}, "cannot share evenly"),
         ({"tokens": (0, 2, 2)}, "must be positive"),
+        ({"flat_share": -0.5}, "flat_share must lie"),
+        ({"flat_share": 0.5, "degrees": (0, 1)}, r"flat_share=0\.5 with degrees \[0, 1\]"),
+        ({"flat_share": 0.5, "degrees": (5,)}, r"flat_share=0\.5 with degrees \[5\]"),
         ({"volumes": "none"}, "no images and no synthesis"),
     ],
 )

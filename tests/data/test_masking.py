@@ -38,6 +38,22 @@ def test_every_token_is_as_likely() -> None:
     assert (share - 0.5).abs().max() < 0.04
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_draw_what_a_single_process_draws(world_size: int) -> None:
+    def draw(batch: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+        return random_visible_index(
+            batch,
+            64,
+            mask_ratio=0.55,
+            generator=torch.Generator().manual_seed(1),
+            rank=rank,
+            world_size=world_size,
+        )
+
+    parts = [draw(2, rank, world_size) for rank in range(world_size)]
+    assert torch.equal(torch.cat(parts), draw(2 * world_size))
+
+
 def test_impossible_requests_are_named() -> None:
     generator = torch.Generator()
     with pytest.raises(ValueError, match=r"mask_ratio must lie between 0 and 1, got 1\.0"):

@@ -35,6 +35,22 @@ def test_degrees_depend_on_the_seed_and_the_step_alone() -> None:
     assert first != [degrees_of_step(2, s, degrees=range(6), per_step=3) for s in range(50)]
 
 
+@pytest.mark.parametrize("per_step", [1, 3])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_2d_micro_batches_have_the_share_asked_for(share: float, per_step: int) -> None:
+    drawn = [
+        degrees_of_step(3, step, degrees=range(6), per_step=per_step, flat_share=share)
+        for step in range(300)
+    ]
+    assert all(len(step) == per_step for step in drawn)
+    counts = Counter(degree for step in drawn for degree in step)
+    assert counts[5] == pytest.approx(300 * per_step * share, abs=1)
+    others = [counts[degree] for degree in range(5)]
+    assert max(others) - min(others) <= 1
+    again = degrees_of_step(3, 123, degrees=range(6), per_step=per_step, flat_share=share)
+    assert again == drawn[123]
+
+
 def test_streams_of_random_numbers_differ() -> None:
     places = [
         (seed, step, part, sample)

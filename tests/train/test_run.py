@@ -88,6 +88,7 @@ def test_checkpoints_are_plain_and_pruned(
     assert summary["status"] == "finished"
     assert summary["steps"] == 5
     assert summary["images"] == 5 * 4
+    assert 0 < summary["data_wait_share"] < 1
 
 
 def test_finished_run_is_left_alone_and_can_be_extended(
