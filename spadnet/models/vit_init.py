@@ -25,6 +25,8 @@ def init_transformer(
         blocks: Its blocks, in order.
         tokens: Learned tokens and positions; None is passed over.
     """
+    if next(model.parameters()).is_meta:  # the weights are about to be read
+        return
     for module in model.modules():
         if isinstance(module, nn.Linear):
             init_linear(module)

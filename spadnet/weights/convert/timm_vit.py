@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
 
 from spadnet.layers.spad_conv import inflate
@@ -187,6 +186,8 @@ def spad_vit_from_timm(
     source: Any = model
     state = dict(source.state_dict())
     if patch_size is not None and "patch_embed.proj.weight" in state:
+        from timm.layers.patch_embed import resample_patch_embed  # seconds that loading can spare
+
         kernel = state["patch_embed.proj.weight"]
         state["patch_embed.proj.weight"] = resample_patch_embed(kernel, [patch_size, patch_size])
     if (rope := getattr(source, "rope", None)) is not None:
