@@ -1,6 +1,7 @@
 """The data of a training from a ``data`` section."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +9,13 @@ from spadnet.cli.usage import UsageError
 from spadnet.data.augment import IntensityAugment
 from spadnet.data.catalogue import load_store
 from spadnet.data.crop_plan import NO_AUGMENT, CropAugment
-from spadnet.data.datasets import StepDataset, Volume, to_volume
+from spadnet.data.datasets import StepDataset, SyntheticSource, Volume, to_volume
 from spadnet.data.folder import load_folder
 from spadnet.data.samples import list_samples, load_samples
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
-from spadnet.train.synthetic import synthetic_images
+from spadnet.train.synthetic import ANATOMIES, synthetic_images
 
 SOURCES = ("samples", "folder", "store", "synthesis")
 
@@ -46,7 +47,8 @@ def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
     section, max_steps = settings["data"], settings["trainer"]["max_steps"]
     volumes, names = load_volumes(section, in_chans=in_chans)
     share = section["synthetic_share"] if volumes else 1.0
-    if share > 0:
+    mix_up = section["mix_up"] if volumes else 0.0
+    if share > 0 or mix_up > 0:
         names.append("spadnet synthesis")
     augment = CropAugment(thick_prob=section["thick_slices"]) if section["augment"] else NO_AUGMENT
     dataset = StepDataset(
@@ -59,14 +61,23 @@ def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
         tokens=tuple(section["tokens"]),
         token_budget=section["token_budget"],
         in_chans=in_chans,
-        synthetic=synthetic_images if share > 0 else None,
+        synthetic=_synthesis(section) if share > 0 or mix_up > 0 else None,
         synthetic_share=share,
+        mix_up=mix_up,
         crop_augment=augment._replace(fractional_degree=section["fractional_degree"]),
         intensity_augment=IntensityAugment() if section["augment"] else None,
     )
     module = StepDataModule(dataset, max_steps=max_steps, num_workers=section["num_workers"])
     trained = TrainedRange.over([volume.spacing for volume in volumes], dataset.degrees)
     return Data(module, names, trained)
+
+
+def _synthesis(section: Mapping[str, Any]) -> SyntheticSource:
+    """Synthesis with the anatomies that a ``data`` section asks for."""
+    source = section["synthetic_anatomy"]
+    if source not in ANATOMIES:
+        raise UsageError(f"unknown data.synthetic_anatomy {source!r}{suggest(source, ANATOMIES)}")
+    return partial(synthetic_images, source=source)
 
 
 def load_volumes(section: Mapping[str, Any], *, in_chans: int) -> tuple[list[Volume], list[str]]:

@@ -102,6 +102,7 @@ class StepDataset(Dataset[list[Batch]]):
         in_chans: int = 1,
         synthetic: SyntheticSource | None = None,
         synthetic_share: float = 0.5,
+        mix_up: float = 0.0,
         crop_augment: CropAugment = CropAugment(),  # noqa: B008
         intensity_augment: IntensityAugment | None = IntensityAugment(),  # noqa: B008
         padding: Padding = "edge",
@@ -123,6 +124,7 @@ class StepDataset(Dataset[list[Batch]]):
             in_chans: Channels of the crops.
             synthetic: Makes synthetic images.
             synthetic_share: Share of synthetic images where there are real ones too.
+            mix_up: Share of the real images that a synthetic one is blended into.
             crop_augment: Geometric augmentation.
             intensity_augment: Intensity augmentation, drawn here and done by
                 ``Batch.augmented``; None for none.
@@ -141,6 +143,8 @@ class StepDataset(Dataset[list[Batch]]):
             raise ValueError("no images and no synthesis to train on")
         if not 0 <= synthetic_share <= 1:
             raise ValueError(f"synthetic_share must lie in [0, 1], got {synthetic_share}")
+        if not 0 <= mix_up <= (synthetic is not None):
+            raise ValueError(f"mix_up must lie in [0, 1] and needs synthesis, got {mix_up}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
         if min(max_steps, degrees_per_step, token_budget, *tokens) < 1:
@@ -157,6 +161,7 @@ class StepDataset(Dataset[list[Batch]]):
         self.in_chans = in_chans
         self.synthetic = synthetic
         self.synthetic_share = synthetic_share if synthetic is not None else 0.0
+        self.mix_up = mix_up
         self.crop_augment = crop_augment
         self.intensity_augment = intensity_augment
         self.padding: Padding = padding
@@ -295,7 +300,11 @@ class StepDataset(Dataset[list[Batch]]):
             chance = degree_chance(plan.spacing, degree, fractional=fractional)
             if not fractional or rng.random() < chance:
                 break
-        return extract(volume.image, plan, padding=self.padding), plan.spacing, volume.key
+        crop = extract(volume.image, plan, padding=self.padding)
+        if self.mix_up > 0 and rng.random() < self.mix_up:
+            other, _, _ = self._synthesized(int(rng.integers(1 << 62)), degree=degree, depth=depth)
+            crop = torch.lerp(other, crop, float(rng.random()))
+        return crop, plan.spacing, volume.key
 
     def _synthesized(self, seed: int, *, degree: int, depth: int) -> tuple[Tensor, Spacing, str]:
         assert self.synthetic is not None

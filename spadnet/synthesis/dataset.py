@@ -23,6 +23,8 @@ from spadnet.synthesis.label_maps import LabelMap, PlacedMaps, place_sample
 NUM_LABELS = (16, 8)
 """Labels of an anatomy in 2D and in 3D, those of RaSD."""
 AFFINE = 1.0  # part of the largest rotations and zooms that given label maps undergo
+# Largest displacements as part of the field of view: given anatomies must stay what they are.
+DRAWN_DISPLACEMENT, GIVEN_DISPLACEMENT = 1 / 16, 1 / 32
 
 Anatomy = Source | Literal["labels"]
 """Where anatomy comes from; label maps are given by the user."""
@@ -149,6 +151,7 @@ class SyntheticDataset(Dataset[SyntheticItem]):
                 num_labels=self._num_labels(label_map, spacing),
                 source=source,
                 appearance=appearance,
+                max_displacement=DRAWN_DISPLACEMENT if label_map is None else GIVEN_DISPLACEMENT,
                 view=view,
                 device=self.device,
             )

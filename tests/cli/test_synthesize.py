@@ -8,11 +8,13 @@ import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from spadnet.cli import main
 from spadnet.cli.configure import configure
 from spadnet.cli.data import build_data
 from spadnet.cli.training import plain
+from spadnet.cli.usage import UsageError
 from spadnet.data.io import read_image
 from spadnet.spacing import Spacing
 
@@ -266,6 +268,19 @@ def test_training_sees_synthetic_images_alone(choice: list[str]) -> None:
         for batch in dataset[step]:
             assert all(key.startswith("synthetic-") for key in batch.keys)
             assert {Spacing(*row).degree() for row in batch.spacing.tolist()} == {batch.degree}
+
+
+def test_anatomy_of_training_is_chosen_and_a_misspelt_one_is_named() -> None:
+    def images(*choice: str) -> list[torch.Tensor]:
+        arguments = ["data=synthesis", "data.tokens=[1,1,1]", "data.token_budget=2", *choice]
+        config = configure("pretrain_tokenizer", arguments)
+        assert config is not None
+        return [batch.image for batch in build_data(plain(config), in_chans=1).module.dataset[0]]
+
+    fields, shapes = images(), images("data.synthetic_anatomy=shapes")
+    assert not any(torch.equal(a, b) for a, b in zip(fields, shapes, strict=True))
+    with pytest.raises(UsageError, match="did you mean 'shapes'"):
+        images("data.synthetic_anatomy=shape")
 
 
 def test_tokenizer_trains_from_synthesis_alone(tmp_path: Path) -> None:

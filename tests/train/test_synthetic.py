@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from spadnet.data.crop_plan import NO_AUGMENT
+from spadnet.data.datasets import StepDataset, Volume
 from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
 from spadnet.train.synthetic import synthetic_images
 
@@ -17,3 +19,51 @@ def test_degree_and_range(degree: int) -> None:
         assert Spacing(*row).degree() == degree
     alone, _ = synthetic_images([4], (depth, 32, 32), degree=degree)
     assert torch.equal(alone[0], image[1])
+
+
+def test_any_anatomy_is_each_as_often():
+    images, _ = synthetic_images(range(6), (1, 16, 16), degree=5, source="any")
+    for seed, source in ((0, "fields"), (1, "shapes"), (2, "mixed"), (4, "shapes")):
+        alone, _ = synthetic_images([seed], (1, 16, 16), degree=5, source=source)
+        assert torch.equal(images[seed], alone[0])
+
+
+def test_unknown_anatomy_is_refused():
+    with pytest.raises(ValueError, match="brains"):
+        synthetic_images([0], (1, 16, 16), degree=5, source="brains")
+
+
+def step_data(**settings: object) -> StepDataset:
+    volumes = [Volume(torch.full((1, 32, 40, 40), 0.75), Spacing(1, 1, 1), "flat")]
+    return StepDataset(
+        volumes,
+        max_steps=4,
+        degrees=(0,),
+        degrees_per_step=1,
+        tokens=(1, 2, 2),
+        token_budget=32,
+        synthetic=synthetic_images,
+        synthetic_share=0.0,
+        intensity_augment=None,
+        crop_augment=NO_AUGMENT,
+        **settings,
+    )
+
+
+def test_mix_up_blends_synthesis_into_its_share_of_the_real_crops() -> None:
+    plain = [crop for step in range(4) for crop in step_data()[step][0].image]
+    mixed = [crop for step in range(4) for crop in step_data(mix_up=0.5)[step][0].image]
+    changed = [crop for crop, real in zip(mixed, plain, strict=True) if not torch.equal(crop, real)]
+    assert 8 < len(changed) < 24  # of 32
+    for crop in changed:
+        assert 0 <= crop.min() < crop.max() <= 1
+    assert all(torch.equal(real, torch.full_like(real, 0.75)) for real in plain)
+    again = step_data(mix_up=0.5)[2][0]
+    assert torch.equal(again.image, torch.stack(mixed[16:24]))
+    assert set(again.keys) == {"flat"}
+
+
+@pytest.mark.parametrize("settings", [{"mix_up": 1.5}, {"mix_up": -0.1}, {"mix_up": torch.nan}])
+def test_impossible_mix_up_is_named(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="mix_up"):
+        step_data(**settings)
