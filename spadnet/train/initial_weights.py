@@ -1,16 +1,12 @@
 """Start an encoder from weights that are there: its own kind's, or a 2D EVA-02's."""
 
-import pickle
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.patch_embed import resample_patch_embed
 
 from spadnet.layers.patch_embed import resample_position_grid
 from spadnet.models.vit import SpadViT
-from spadnet.weights.convert import StateDict, convert_timm_eva02
+from spadnet.weights.convert import StateDict, convert_timm_eva02, read_foreign
 from spadnet.weights.hub import load_vit
 from spadnet.weights.strict import adapt_input_channels
 
@@ -55,7 +51,7 @@ def _is_head(name: str) -> bool:
 
 def _eva02(path: Path, vit: SpadViT) -> StateDict:
     """Read and convert a timm EVA-02, fitted to the encoder's patches, channels and positions."""
-    state = _read(path)
+    state = read_foreign(path)
     patch_size = vit.patch_embed.patch_size
     try:
         kernel = state["patch_embed.proj.weight"]
@@ -76,17 +72,3 @@ def _eva02(path: Path, vit: SpadViT) -> StateDict:
             std=(EVA02_STD, std),
         )
     return converted
-
-
-def _read(path: Path) -> StateDict:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path}: not a file of weights") from error
-    if isinstance(state, dict):
-        state = state.get("model", state)  # as some releases wrap it
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"{path}: not a file of weights")
-    return state

@@ -4,12 +4,16 @@ Every function names all keys it expects; a key that is left over is an error, s
 silence.
 """
 
+from spadnet.weights.convert.foreign import read_foreign
 from spadnet.weights.convert.inflation import inflate_convolutions
 from spadnet.weights.convert.pumit import (
     convert_released_mim,
     convert_released_pyramid,
     convert_released_tokenizer,
     convert_released_vit,
+    mim_from_released,
+    tokenizer_from_released,
+    vit_from_released,
 )
 from spadnet.weights.convert.rename import StateDict, select
 from spadnet.weights.convert.timm_vit import (
@@ -29,7 +33,11 @@ __all__ = [
     "convert_timm_vit",
     "convert_vqgan",
     "inflate_convolutions",
+    "mim_from_released",
+    "read_foreign",
     "select",
     "spad_vit_from_timm",
+    "tokenizer_from_released",
     "tokenizer_from_vqgan",
+    "vit_from_released",
 ]

@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from spadnet.layers.spad_conv import Reduction
+from spadnet.models.mim import MaskedImageModel
+from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.vit import SpadViT
 from spadnet.weights.convert.rename import VIT_RULES, StateDict, join_qkv, rename, select
 
 
@@ -118,3 +122,96 @@ def convert_released_pyramid(
     for key, value in rest.items():
         converted[key] = isotropic(value, transposed=True) if value.ndim == 5 else value
     return converted
+
+
+# --- models out of released weights ---
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+HEAD_DIM = 64
+"""Width of an attention head in all released models; weights do not tell it."""
+
+
+def tokenizer_from_released(state: Mapping[str, Tensor]) -> Tokenizer:
+    """Build the tokenizer of released weights, see :func:`convert_released_tokenizer`."""
+    converted = convert_released_tokenizer(state)
+    _require(converted, "encoder.stem.conv.weight", "decoder.head.weight", "quantizer.codebook")
+    stem = converted["encoder.stem.conv.weight"]
+    downs = [
+        converted[key].shape[0] for key in _numbered(converted, "encoder.downs.{}.conv.weight")
+    ]
+    ups = [converted[key].shape[1] for key in _numbered(converted, "decoder.ups.{}.up.weight")]
+    deepest = converted["decoder.blocks.0.conv.weight"].shape[0]
+    codebook_size, code_dim = converted["quantizer.codebook"].shape
+    tokenizer = Tokenizer(
+        in_chans=stem.shape[1],
+        widths=(stem.shape[0], *downs),
+        decoder_widths=[*reversed(ups), deepest],
+        stem_stride=stem.shape[-1],
+        codebook_size=codebook_size,
+        code_dim=code_dim,
+        reduction="sum",
+    )
+    return _filled(tokenizer, converted)
+
+
+def vit_from_released(state: Mapping[str, Tensor]) -> SpadViT:
+    """Build the ViT of released weights, see :func:`convert_released_vit`."""
+    converted = convert_released_vit(state)
+    return _filled(_empty_vit(converted), converted)
+
+
+def mim_from_released(state: Mapping[str, Tensor], *, num_mask_layers: int) -> MaskedImageModel:
+    """Build the masked image model of released weights, see :func:`convert_released_mim`.
+
+    Args:
+        state: Released state dict.
+        num_mask_layers: Blocks that see mask tokens, counted from the end; weights do not tell it:
+            all of them in the base model, 6 in the large one.
+    """
+    converted = convert_released_mim(state)
+    _require(converted, "head.2.weight", "mask_token")
+    vit = _empty_vit(select(converted, "vit."))
+    codebook_size = converted["head.2.weight"].shape[0]
+    model = MaskedImageModel(vit, codebook_size=codebook_size, num_mask_layers=num_mask_layers)
+    return _filled(model, converted)
+
+
+def _empty_vit(converted: Mapping[str, Tensor]) -> SpadViT:
+    _require(converted, "patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.w1.weight")
+    embed_dim, in_chans, patch_size = converted["patch_embed.proj.weight"].shape[:3]
+    return SpadViT(
+        in_chans=in_chans,
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        depth=len(_numbered(converted, "blocks.{}.norm1.weight")),
+        num_heads=max(embed_dim // HEAD_DIM, 1),
+        # Half a unit above, so that rounding never costs the last one.
+        mlp_ratio=(converted["blocks.0.mlp.w1.weight"].shape[0] + 0.5) / embed_dim,
+        qkv_bias="blocks.0.attn.q_bias" in converted,
+        sub_ln="blocks.0.mlp.norm.weight" in converted,
+        pos_grid=converted["pos_embed"].shape[2:],
+    )
+
+
+def _numbered(state: Mapping[str, Tensor], pattern: str) -> list[str]:
+    """Keys of a pattern with 0, 1, ... in its gap, as far as they go."""
+    keys: list[str] = []
+    while (key := pattern.format(len(keys))) in state:
+        keys.append(key)
+    return keys
+
+
+def _require(state: Mapping[str, Tensor], *keys: str) -> None:
+    if missing := [key for key in keys if key not in state]:
+        raise ValueError(f"missing weights: {', '.join(missing)}")
+
+
+def _filled(model: _Model, state: Mapping[str, Tensor]) -> _Model:
+    own = model.state_dict()
+    odd = own.keys() ^ state.keys()
+    odd |= {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
+    if odd:
+        raise ValueError(f"weights of another form; they differ in {', '.join(sorted(odd)[:5])}")
+    model.load_state_dict(state)
+    return model
