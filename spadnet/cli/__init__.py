@@ -116,6 +116,18 @@ VERBS = {
             "does what is missing, has changed, or was made by another model.",
         ),
     ),
+    "reconstruct": Verb(
+        "spadnet.cli.reconstruct",
+        "Send images through a tokenizer, and tell how much survives",
+        "in=FILE|FOLDER|GLOB|CSV|JSONL out=FOLDER|FILE tokenizer=FOLDER [KEY=VALUE]",
+        "spadnet reconstruct in=scans out=reconstructed tokenizer=runs/demo/tokenizer",
+        "reconstruct",
+        (
+            "Each image is written on its own grid, with its own intensities: NIfTI, or PNG for a",
+            "picture. reconstruction.csv has PSNR and SSIM of each, within the foreground's box and",
+            "of intensities in [0, 1]; the means are printed.",
+        ),
+    ),
     "models": Verb(
         "spadnet.cli.models",
         "List the models, their sizes, and the weights that are here",

@@ -22,12 +22,14 @@ class Prepared(NamedTuple):
     window: Window
 
 
-def prepare_for(contract: InputContract, image: Image) -> Prepared:
+def prepare_for(contract: InputContract, image: Image, *, repeat_grey: bool = True) -> Prepared:
     """Crop, scale, bound and recolour an image as a contract says.
 
     Args:
         contract: Of the model.
         image: As read.
+        repeat_grey: Whether a grey image is repeated for a colour model, or left for the caller to
+            expand, which takes no memory.
 
     Raises:
         ImageError: If all voxels are equal, or the channels do not fit.
@@ -36,8 +38,10 @@ def prepare_for(contract: InputContract, image: Image) -> Prepared:
     low, high = rule["percentiles"]
     cut, window = cut_to_body(image, crop=rule["crop_to_foreground"], percentiles=(low, high))
     bounded = bound_in_plane(cut._replace(array=scale(cut.array, window)), rule["max_in_plane"])
+    is_grey = bounded.array.shape[0] == 1
+    wanted = 1 if is_grey and contract.channels == 3 and not repeat_grey else contract.channels
     try:
-        channels = to_channels(bounded.array, contract.channels)
+        channels = to_channels(bounded.array, wanted)
     except ValueError as error:
         raise ImageError(f"{image.source}: {error}") from error
     return Prepared(bounded._replace(array=channels), window)
@@ -47,8 +51,7 @@ def restore(values: np.ndarray, prepared: Prepared, image: Image) -> np.ndarray:
     """Put an image that a model made back on the grid and the intensities of the file.
 
     Args:
-        values: Voxels around [0, 1] on the grid of ``prepared``, [C, D, H, W]. Equal channels that
-            stand for a grey image become one.
+        values: Voxels around [0, 1] on the grid of ``prepared``, [C, D, H, W].
         prepared: What the model saw.
         image: As read.
 
@@ -56,14 +59,13 @@ def restore(values: np.ndarray, prepared: Prepared, image: Image) -> np.ndarray:
         Voxels [C, D, H, W] on the grid of ``image`` and of its type; what was cut off is as dark as
         the darkest intensity that the model saw.
     """
-    if values.shape[0] == 3 and image.array.shape[0] == 1:
-        values = values.mean(0, keepdims=True)
     low, high = prepared.window
-    values = paste_back(values.clip(0, 1), prepared.image, interpolation="linear")
+    values = paste_back(values, prepared.image, interpolation="linear")
+    np.clip(values, 0, 1, out=values)
     values *= np.float32(high - low)
     values += np.float32(low)
     if image.array.dtype.kind not in "iu":
         return values
     limits = np.iinfo(image.array.dtype)
     np.rint(values, out=values)
-    return values.clip(limits.min, limits.max).astype(image.array.dtype)
+    return np.clip(values, limits.min, limits.max, out=values).astype(image.array.dtype)
