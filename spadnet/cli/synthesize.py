@@ -2,25 +2,14 @@
 
 import hashlib
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from spadnet.cli.configure import configure
+from spadnet.cli.progress import progress
 from spadnet.cli.synthetic_folder import PARTS, SHEET, SyntheticFolder, sheet_row
 from spadnet.cli.training import plain
 from spadnet.cli.usage import UsageError
@@ -36,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_VOXELS = 1 << 29
 _SIDE = (512, 128)  # voxels of an image's side in 2D and in 3D
-_LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 Size = tuple[int, int, int]
 
@@ -58,12 +46,13 @@ def run(argv: Sequence[str]) -> int:
     num_shown = min(_count(options, "contact_sheet"), len(dataset))
     missing = [index for index in range(len(dataset)) if not folder.is_done(index)]
     rows = {}
-    with _progress(len(missing)) as advance:
-        for index in missing:
+    with progress("synthesize") as report:
+        report(0, len(missing), 0)
+        for done, index in enumerate(missing, 1):
             item = folder.write(index)
             if index < num_shown:
                 rows[index] = sheet_row(item)
-            advance()
+            report(done, len(missing), 0)
     folder.write_table()
     if num_shown and (missing or not (out / SHEET).exists()):
         folder.write_sheet([rows.get(i) or sheet_row(dataset[i]) for i in range(num_shown)])
@@ -194,36 +183,3 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float) or _is_whole(value)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar with the time left, or a line now and then; gives what to call after each sample."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (
-            TextColumn("synthesize"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("so far"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("synthesize", total=total)
-            yield lambda: bar.advance(task)
-        return
-    start = last = time.monotonic()
-    done = 0
-
-    def advance() -> None:
-        nonlocal done, last
-        done += 1
-        now = time.monotonic()
-        if now - last >= _LINE_EVERY:
-            last = now
-            left = timedelta(seconds=round((now - start) / done * (total - done)))
-            logger.info("synthesize %d/%d  %s left", done, total, left)
-
-    yield advance
