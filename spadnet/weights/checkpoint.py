@@ -125,6 +125,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     check_entries(config, (*ENTRIES, "files"), required=ENTRIES, where=str(file))
     check_entries(config["model"], ("class", "name", "arguments"), where=f"{file}: model")
+    check_entries(config.get("files", {}), (WEIGHTS_FILE,), where=f"{file}: files", required=())
+    if not isinstance(config["training"], dict):
+        raise ValueError(
+            f"{file}: training: expected facts by name, got {config['training']!r:.60}"
+        )
     return config
 
 

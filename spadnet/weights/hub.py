@@ -154,7 +154,7 @@ def load_checkpoint(
     config = read_config(folder)
     where, prefix = str(folder / CONFIG_FILE), ""
     kind, arguments = config["model"]["class"], config["model"]["arguments"]
-    if kind not in _CLASSES:
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise ValueError(f"{where}: unknown model class {kind!r}{suggest(str(kind), _CLASSES)}")
     if expect is SpadViT and kind == "MaskedImageModel" and "vit" in arguments:
         kind, arguments, prefix = "SpadViT", arguments["vit"], "vit."

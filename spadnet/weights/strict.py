@@ -81,7 +81,8 @@ def adapt_output_channels(weight: Tensor, bias: Tensor, channels: int) -> tuple[
     """Adapt the last transposed convolution: RGB becomes grey by luminance, others by the mean.
 
     Args:
-        weight: Kernel, [C, C_out, k, k, k].
+        weight: Kernel, [C, C_out, k, k, k]; a convolution's goes in and out with its first two axes
+            exchanged.
         bias: Bias, [C_out].
         channels: New number of output channels.
     """
@@ -94,7 +95,7 @@ def adapt_output_channels(weight: Tensor, bias: Tensor, channels: int) -> tuple[
 def _input_layer(model: Model) -> str:
     match model:
         case Tokenizer():
-            return "encoder.stem.conv"
+            return "encoder.stem" if model.num_residual_blocks else "encoder.stem.conv"
         case SpadViT():
             return "patch_embed.proj"
         case MaskedImageModel():
@@ -138,7 +139,11 @@ def fit_weights(
                 continue
             pair = state[keys[0]], state[keys[1]]
             if layer == "decoder.head":
-                pair = adapt_output_channels(*pair, new.channels)
+                # A VQGAN ends in a convolution, the published form in a transposed one.
+                turn = isinstance(model, Tokenizer) and model.num_residual_blocks > 0
+                kernel = pair[0].transpose(0, 1) if turn else pair[0]
+                kernel, bias = adapt_output_channels(kernel, pair[1], new.channels)
+                pair = (kernel.transpose(0, 1) if turn else kernel), bias
             else:
                 pair = adapt_input_channels(
                     *pair, new.channels, mean=(old.mean, new.mean), std=(old.std, new.std)

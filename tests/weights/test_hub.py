@@ -217,8 +217,10 @@ def test_channel_adaption_keeps_grey_images(
     torch.testing.assert_close(now, then, atol=1e-4, rtol=1e-4)
 
 
-def test_colour_tokenizer_becomes_grey_by_luminance(tmp_path: Path) -> None:
-    before = tiny_tokenizer(in_chans=3).eval()
+@pytest.mark.parametrize("form", [{}, {"widths": (32, 32, 64), "stem_stride": 1}])
+def test_colour_tokenizer_becomes_grey_by_luminance(form: dict[str, Any], tmp_path: Path) -> None:
+    vqgan = {"num_residual_blocks": 1, "code_dim": 8, "quantizer": "nearest"} if form else {}
+    before = tiny_tokenizer(in_chans=3, **form, **vqgan).eval()
     after = load_tokenizer(save_pretrained(before, tmp_path / "model"), in_chans=1)
     grey = torch.rand(1, 1, *SIZE)
     with torch.no_grad():
@@ -320,6 +322,10 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (config(lambda c: c["contract"]["intensity"].update(percentiles=[9, 1])), "must rise"),
     (config(lambda c: c["model"]["arguments"].update(codebook_size=9)), "9"),
     (config(lambda c: c["model"]["arguments"].update(norm_latent=True)), "2 missing (quantizer.n"),
+    (config(lambda c: c.update(files=["x"])), "files: expected entries model.safetensors"),
+    (config(lambda c: c.update(files={"x": "1"})), "files: unknown entry 'x'"),
+    (config(lambda c: c.update(training=3)), "training: expected facts by name, got 3"),
+    (config(lambda c: c["model"].update({"class": ["x"]})), "unknown model class ['x']"),
 ]
 
 
