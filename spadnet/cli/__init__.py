@@ -128,6 +128,13 @@ VERBS = {
             "of intensities in [0, 1]; the means are printed.",
         ),
     ),
+    "visualise": Verb(
+        "spadnet.cli.visualise",
+        "Picture what trained models see in an image",
+        "in=FILE out=FOLDER [model=FOLDER] [tokenizer=FOLDER] [KEY=VALUE]",
+        "spadnet visualise in=chest.nii.gz out=maps model=runs/demo/mim/encoder",
+        "visualise",
+    ),
     "models": Verb(
         "spadnet.cli.models",
         "List the models, their sizes, and the weights that are here",
