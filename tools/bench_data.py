@@ -93,11 +93,11 @@ def crop(files: Prepared, repeats: int, clock: Callable[[], float]) -> Figures:
         for plan in draw_mix(volume, seed=repeat):
             pipeline = monai_crop(files.npy, shape, plan)
             if repeat == 0:  # both warm up, and are compared
-                difference = pipeline() - spadnet_crop(files.store, plan)
+                difference = pipeline() - spadnet_crop(volume, plan)
                 error = max(error, difference.abs().max().item())
                 continue
             slow += seconds(clock, pipeline)
-            fast += seconds(clock, lambda plan=plan: spadnet_crop(files.store, plan))
+            fast += seconds(clock, lambda plan=plan: spadnet_crop(volume, plan))
         baseline.append(slow / MIX)
         ours.append(fast / MIX)
     return faster(baseline[1:], ours[1:], error)
@@ -116,7 +116,7 @@ def store_read(files: Prepared, repeats: int, clock: Callable[[], float]) -> Fig
         box = random_box(volume.shape[1:], seed=repeat)
         there = random_box(shape, seed=repeat)  # the file's axes may be others
         slow = seconds(clock, lambda there=there: simpleitk_crop(files.source, there))
-        fast = seconds(clock, lambda box=box: open_volume(files.store).read(box))
+        fast = seconds(clock, lambda box=box: volume.read(box))
         baseline.append(slow)
         ours.append(fast)
         expected = whole[(slice(None), *(slice(low, high) for low, high in box))]
@@ -136,9 +136,9 @@ def crop_memory(files: Prepared, repeats: int, clock: Callable[[], float]) -> Fi
     peaks = []
     for volume in (open_volume(files.store), deepen(files, DEEPER)):
         box = random_box(volume.shape[1:], seed=0)
-        peaks.append(peak_of(lambda volume=volume, box=box: open_volume(volume.path).read(box)))
+        peaks.append(peak_of(lambda volume=volume, box=box: volume.read(box)))
         for plan in draw_mix(volume, seed=0):
-            work = lambda volume=volume, plan=plan: spadnet_crop(volume.path, plan)  # noqa: E731
+            work = lambda volume=volume, plan=plan: spadnet_crop(volume, plan)  # noqa: E731
             peaks.append(peak_of(work))
     return Figures(max(peaks) / own, own / 1e6, max(peaks) / 1e6, unit="mb")
 

@@ -99,9 +99,9 @@ def draw_mix(volume: StoredVolume, *, seed: int) -> list[CropPlan]:
     ]
 
 
-def spadnet_crop(store: Path, plan: CropPlan) -> Tensor:
-    """Open the file and cut the crop, [C, D, H, W]."""
-    return extract(open_volume(store), plan)
+def spadnet_crop(volume: StoredVolume, plan: CropPlan) -> Tensor:
+    """Open the file and cut the crop, [C, D, H, W], as training does."""
+    return extract(volume, plan)
 
 
 def monai_crop(npy: Path, shape: Size, plan: CropPlan) -> Callable[[], Tensor]:

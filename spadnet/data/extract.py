@@ -175,7 +175,7 @@ def _tilted(read: Callable[[Box], Tensor], channels: int, plan: CropPlan) -> Ten
 def _tiles(matrix: np.ndarray, size: Size) -> Iterator[Box]:
     """Parts of a crop, small enough that the box of the image that one needs is no larger."""
     tile = np.array(size)
-    limit = max(math.prod(size) // 3, _CHUNK)
+    limit = min(max(math.prod(size) // 3, _CHUNK), 1 << 23)
     while tile.max() > _BAND and np.prod(np.abs(matrix) @ tile + 2) > limit:
         longest = int(tile.argmax())
         tile[longest] = -(-tile[longest] // 2)
@@ -200,14 +200,14 @@ def _trilinear(box: Tensor, matrix: np.ndarray, corner: np.ndarray, *, out: Tens
         part = out[start : start + step]
         z = torch.arange(start, start + part.shape[0], dtype=torch.float64)
         y, x = (torch.arange(n, dtype=torch.float64) for n in (rows, columns))
-        index, above = torch.zeros((), dtype=torch.int32), []
+        index, above = torch.zeros(()), []
         for axis, stride in enumerate((height * width, width, 1)):
             slow = (z * steps[axis, 0] + corner[axis])[:, None] + y * steps[axis, 1]
             at = slow.float()[:, :, None] + (x * steps[axis, 2]).float()
             whole = at.floor()
             above.append(at.sub_(whole).flatten())
-            index = whole.to(torch.int32).mul_(stride).add_(index)
-        index = index.flatten()
+            index = torch.add(index, whole, alpha=stride)
+        index = index.flatten().to(torch.int32)  # exact: a box has less than 2**24 voxels
         planes = []
         for plane in (0, height * width):
             lines = []
