@@ -94,8 +94,8 @@ class StoredVolume:
                 if not 0 <= low < high <= size:
                     raise ValueError(f"{self.stored.key}: box {box} leaves the image {shape[1:]}")
             start, stop = zip((0, channels), *box, strict=True)
-            size = [high - low for low, high in zip(start, stop, strict=True)]
-            values = np.empty(size, dtype=array.dtype)
+            lengths = [last - first for first, last in zip(start, stop, strict=True)]
+            values = np.empty(lengths, dtype=array.dtype)
             try:
                 # What array[...] ends in, without what it asks on the way there.
                 array.get_slice_numpy(values, (start, stop))
