@@ -110,10 +110,10 @@ VERBS = {
         "spadnet embed in=scans out=features model=runs/demo/mim/encoder",
         "embed",
         (
-            "A folder gets one file per image: cls [C], tokens [D, H, W, C], spacing and degree, and",
+            "A folder gets one file per image: cls [C], tokens [D, H, W, C], spacing, degree, and",
             "where the tokens lie. A file gets one table of all class tokens. Files that cannot be",
-            "used are listed with their reasons in quarantine.jsonl; the others go on. A second run",
-            "does what is missing, has changed, or was made by another model.",
+            "used are listed with their reasons in quarantine.jsonl; the others go on. A second",
+            "run does what is missing, has changed, or was made by another model.",
         ),
     ),
     "reconstruct": Verb(
@@ -123,9 +123,9 @@ VERBS = {
         "spadnet reconstruct in=scans out=reconstructed tokenizer=runs/demo/tokenizer",
         "reconstruct",
         (
-            "Each image is written on its own grid, with its own intensities: NIfTI, or PNG for a",
-            "picture. reconstruction.csv has PSNR and SSIM of each, within the foreground's box and",
-            "of intensities in [0, 1]; the means are printed.",
+            "Each image is written on its own grid, with its own intensities: NIfTI, PNG for a",
+            "picture. reconstruction.csv has PSNR and SSIM of each, of intensities in [0, 1] in",
+            "the foreground's box; the means are printed.",
         ),
     ),
     "visualise": Verb(
@@ -134,6 +134,19 @@ VERBS = {
         "in=FILE out=FOLDER [model=FOLDER] [tokenizer=FOLDER] [KEY=VALUE]",
         "spadnet visualise in=chest.nii.gz out=maps model=runs/demo/mim/encoder",
         "visualise",
+    ),
+    "export": Verb(
+        "spadnet.cli.export",
+        "Write a trained model for one spacing as ONNX or torch.export program, and check it",
+        "model=FOLDER out=FILE degree=N|spacing=[z,y,x] [format=onnx|torch_export]",
+        "spadnet export model=runs/demo/mim/encoder spacing=[5,0.8,0.8] out=encoder.onnx",
+        "export",
+        (
+            "The file takes image [B, C, D, H, W] in [0, 1], of any batch and of sizes that are",
+            "multiples of a patch. An encoder gives cls and tokens, and logits where it has a",
+            "classifier; a tokenizer gives reconstruction, codes and logits. The input contract",
+            "is in the file's metadata. A torch.export program wants two patches an axis.",
+        ),
     ),
     "models": Verb(
         "spadnet.cli.models",

@@ -52,6 +52,18 @@ def find_loaded(source: str, *, expect: type[Tokenizer] | type[SpadViT]) -> Load
     return load_checkpoint(_inner(source, name), expect=expect)
 
 
+def find_any(source: str) -> Loaded:
+    """Load an encoder, a tokenizer, or the encoder of a masked image model."""
+    folder = Path(source).expanduser()
+    names = [name for name in ("encoder", "tokenizer") if (folder / name / "config.json").is_file()]
+    if len(names) == 1 and not (folder / "config.json").exists():
+        source = str(folder / names[0])
+    loaded = load_checkpoint(source)
+    if isinstance(loaded.model, Tokenizer | SpadViT):
+        return loaded
+    return load_checkpoint(source, expect=SpadViT)
+
+
 def _inner(source: str, name: str) -> str:
     """The checkpoint folder within a run's folder; anything else as it is."""
     folder = Path(source).expanduser()
