@@ -15,6 +15,7 @@ from spadnet.cli.usage import UsageError, config_groups, config_root
 from spadnet.data.inputs import Item
 from spadnet.data.prepare_folder import prepare_store
 from spadnet.data.prepare_item import Settings
+from spadnet.data.crop_plan import crop_size
 from spadnet.models.registry import create_model
 from spadnet.models.tokenizer import Tokenizer
 
@@ -82,6 +83,17 @@ def test_published_figures() -> None:
         assert (second.optim.warmup_steps, second.mask_ratio) == (10_000, 0.55)
         assert second.model.num_mask_layers == num_mask_layers
         assert list(second.data.tokens) == [5, 10, 10]
+        assert second.data.token_budget == 14 * 5 * 10 * 10
+
+
+def test_crops_of_the_published_tokenizer() -> None:
+    config = configure("pretrain_tokenizer", ["experiment=tokenizer_base"])
+    assert config is not None
+    depth, rows, columns = config.data.tokens
+    sizes = [crop_size(degree, (depth, rows, columns)) for degree in range(6)]
+    assert sizes == [(depth, 128, 128) for depth in (64, 32, 16, 8, 4, 1)]
+    assert config.data.token_budget == 8 * depth * rows * columns
+    assert config.data.degrees_per_step == 1
 
 
 @pytest.mark.parametrize("name", ["tokenizer_base", "mim_base", "mim_large"])
