@@ -107,9 +107,7 @@ FAULTS: list[tuple[Callable[[Path], object], list[str], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("damage", "argv", "code", "message"), FAULTS, ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("damage", "argv", "code", "message"), FAULTS)
 def test_faults_are_one_line_and_nothing_is_written(
     damage: Callable[[Path], object],
     argv: list[str],
