@@ -175,7 +175,7 @@ def _tilted(read: Callable[[Box], Tensor], channels: int, plan: CropPlan) -> Ten
 def _tiles(matrix: np.ndarray, size: Size) -> Iterator[Box]:
     """Parts of a crop, small enough that the box of the image that one needs is no larger."""
     tile = np.array(size)
-    limit = min(max(math.prod(size) // 3, _CHUNK), 1 << 23)
+    limit = min(max(math.prod(size) // 4, _CHUNK), 1 << 23)
     while tile.max() > _BAND and np.prod(np.abs(matrix) @ tile + 2) > limit:
         longest = int(tile.argmax())
         tile[longest] = -(-tile[longest] // 2)
