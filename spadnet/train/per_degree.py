@@ -18,11 +18,15 @@ def metrics_per_degree(name: str, values: Iterable[tuple[int, Tensor]]) -> dict[
 
     Args:
         name: Name of the metric.
-        values: Degree and value of each micro-batch.
+        values: Degree and value of each micro-batch; values of one degree are averaged.
     """
-    there = dict(values)
-    absent = torch.full((), math.nan)
-    return {f"{name}{_MARK}{d}": there.get(d, absent) for d in range(MAX_DEGREE + 1)}
+    there: dict[int, list[Tensor]] = {}
+    for degree, value in values:
+        there.setdefault(degree, []).append(value)
+    absent = [torch.full((), math.nan)]
+    return {
+        f"{name}{_MARK}{d}": torch.stack(there.get(d, absent)).mean() for d in range(MAX_DEGREE + 1)
+    }
 
 
 def is_absent(name: str, value: float) -> bool:
