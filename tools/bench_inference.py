@@ -9,7 +9,8 @@ tokens (``--model spad_vit_base``). Forms:
 - ``eager``: the model as it is, float32; taps are summed at every call. It is the baseline.
 - ``specialised``: ``spadnet.specialise``: taps folded once, channels last, grey images through a
   kernel summed over its channels. float32.
-- ``bfloat16``: the same in bfloat16.
+- ``frozen``: the same with ``spadnet.inference.freeze``: matrices laid out for oneDNN. float32.
+- ``bfloat16``: ``frozen`` in bfloat16.
 - ``compiled``: ``specialised`` under ``torch.compile``.
 - ``onnxruntime``: ``specialised`` as ONNX under ONNX Runtime.
 
@@ -31,6 +32,7 @@ import torch
 from bench_steps import CLOCKS, relative_error
 from torch import Tensor, nn
 
+from spadnet.inference.freeze import freeze
 from spadnet.inference.specialise import specialise
 from spadnet.models.registry import create_model, model_names
 from spadnet.models.tokenizer import Tokenizer
@@ -39,7 +41,7 @@ from spadnet.spacing import MAX_DEGREE, required_multiple
 from spadnet.train.precision import has_fast_bfloat16
 from spadnet.weights.hub import load_pretrained
 
-FORMS = ("specialised", "bfloat16", "compiled", "onnxruntime")
+FORMS = ("specialised", "frozen", "bfloat16", "compiled", "onnxruntime")
 GRID = (5, 10, 10)
 # Root mean square difference over that of the values.
 TOLERANCE = {"bfloat16": 0.05}
@@ -104,7 +106,8 @@ def build(
     dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
     last = form != "onnxruntime"
     net = specialise(model, degree, grey=model.in_chans > 1, dtype=dtype, channels_last=last)
-    encode = Encode(net.model, degree, expand=1).eval()
+    frozen = form in ("frozen", "bfloat16")
+    encode = Encode(freeze(net.model) if frozen else net.model, degree, expand=1).eval()
     if form == "compiled":
         compiled = torch.compile(encode)
         return lambda: compiled(image)

@@ -20,6 +20,7 @@ from spadnet.data.inputs import TABLES, Item
 from spadnet.inference.embed import FilePerImage, OneTable, Target, embed
 from spadnet.inference.embedding_files import FORMATS, pyarrow
 from spadnet.inference.encoder import Encoder
+from spadnet.inference.freeze import can_freeze, freeze
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.inference.work_list import model_digest
 from spadnet.models.vit import SpadViT
@@ -45,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
     loaded = find_loaded(model, expect=SpadViT)
     vit = loaded.model.to(device)
     assert isinstance(vit, SpadViT)
+    if can_freeze(vit):
+        vit = freeze(vit)
     trained = TrainedRange.of(loaded.config["training"])
     encoder = Encoder(vit, contract=loaded.contract, max_tokens=max_tokens, trained=trained)
     settings = [model_digest(loaded.folder), max_tokens]
