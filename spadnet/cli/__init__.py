@@ -14,6 +14,7 @@ from typing import NamedTuple, TextIO
 from spadnet.cli.usage import UsageError, configuration_help
 from spadnet.near_names import suggest
 from spadnet.train.host import ask_for_huge_pages
+from spadnet.train.launch import rank_label
 
 USAGE_EXIT = 2
 INTERRUPTED_EXIT = 130
@@ -138,7 +139,7 @@ VERBS = {
     "export": Verb(
         "spadnet.cli.export",
         "Write a trained model for one spacing as ONNX or torch.export program, and check it",
-        "model=FOLDER out=FILE degree=N|spacing=[z,y,x] [format=onnx|torch_export]",
+        "model=FOLDER out=FILE degree=N|spacing=[z,y,x] [format=onnx|torch_export|monai_bundle]",
         "spadnet export model=runs/demo/mim/encoder spacing=[5,0.8,0.8] out=encoder.onnx",
         "export",
         (
@@ -249,7 +250,7 @@ def _fail(message: str, code: int) -> int:
     """Report an error on one line; where it came from only on request."""
     if os.environ.get("SPADNET_DEBUG") == "1":
         traceback.print_exc()
-    sys.stderr.write(f"error: {' '.join(message.split()) or 'unknown'}\n")
+    sys.stderr.write(f"{rank_label()}error: {' '.join(message.split()) or 'unknown'}\n")
     return code
 
 
@@ -263,9 +264,11 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("spadnet")
     if not any(isinstance(handler, _CurrentStderr) for handler in logger.handlers):
         handler = _CurrentStderr()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        # What goes well, the first of several ranks tells for all.
+        is_first = rank_label() in ("", "rank 0: ")
+        handler.setFormatter(logging.Formatter(("" if is_first else rank_label()) + "%(message)s"))
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if is_first else logging.WARNING)
 
 
 def _overview() -> str:

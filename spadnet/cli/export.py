@@ -8,10 +8,13 @@ from typing import Any
 from spadnet.cli.trained import find_any, read_options, required
 from spadnet.cli.usage import UsageError
 from spadnet.inference.export import ENDINGS, Format, export_model
+from spadnet.inference.monai_bundle import export_bundle
 from spadnet.near_names import suggest
 from spadnet.spacing import MAX_DEGREE, Spacing
 
 logger = logging.getLogger(__name__)
+
+BUNDLE = "monai_bundle"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,8 +24,12 @@ def run(argv: Sequence[str]) -> int:
         return 0
     source = required(options, "model", "FOLDER is missing: the folder of a trained model")
     file = Path(required(options, "out", "FILE is missing: NAME.onnx or NAME.pt2")).expanduser()
-    format = _format(options["format"], file)
     degree = _degree(options)
+    if options["format"] == BUNDLE:
+        export_bundle(find_any(source), file, degree=degree)
+        logger.info("%s: MONAI bundle for degree %d", file, degree)
+        return 0
+    format = _format(options["format"], file)
     if file.is_dir():
         raise UsageError(f"out={file} is a folder; give a file")
     loaded = find_any(source)
@@ -42,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 def _format(given: str | None, file: Path) -> Format:
     """The format asked for, or that of the file's ending."""
     if given is not None and given not in ENDINGS:
-        raise UsageError(f"unknown format {given!r}{suggest(str(given), ENDINGS)}")
+        raise UsageError(f"unknown format {given!r}{suggest(str(given), [*ENDINGS, BUNDLE])}")
     for format, ending in ENDINGS.items():
         if given in (format, None) and file.suffix == ending:
             return format

@@ -43,6 +43,18 @@ def test_contract_is_in_the_file(model: Path, tmp_path: Path, capsys: Capture) -
     assert found["spacing"] == [5, 0.8, 0.8]
 
 
+def test_bundle_is_a_new_folder(model: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "bundle"
+    arguments = [f"model={model}", "degree=2", f"out={out}", "format=monai_bundle"]
+    assert export(capsys, *arguments)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["LICENSE", "configs", "docs", "models"]
+    code, err = export(capsys, *arguments)
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        f"error: {out}: exists already; choose another name for the bundle",
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
