@@ -21,7 +21,7 @@ class ModelInfo(NamedTuple):
 
     Attributes:
         name: Name for :func:`spadnet.create_model`; for weights, of their size if they tell it.
-        kind: ``"tokenizer"``, ``"encoder"`` or ``"masked image model"``.
+        kind: ``"tokenizer"``, ``"encoder"``, ``"masked image model"`` or ``"U-Net"``.
         num_parameters: Number of parameters, as built by default or as stored; None if unreadable.
         megabytes: Size of the weights on disk, None without weights.
         data: Data sets that the weights were trained on.
@@ -43,6 +43,7 @@ _KINDS = {
     "Tokenizer": "tokenizer",
     "SpadViT": "encoder",
     "MaskedImageModel": "masked image model",
+    "SpadUNet": "U-Net",
 }
 
 

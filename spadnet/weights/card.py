@@ -13,12 +13,17 @@ reconstruction, codes = tokenizer(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).
 encoder = spadnet.load_encoder("FOLDER")
 embedding = encoder("image.nii.gz")  # .cls [C], .tokens [D, H, W, C], .spacing""",
 }
+_USE["SpadUNet"] = """\
+from spadnet.weights.hub import load_pretrained
+unet = load_pretrained("FOLDER")
+logits = unet(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())"""
 _USE["MaskedImageModel"] = _USE["SpadViT"]
 
 _WHAT = {
     "Tokenizer": "visual tokenizer: turns an image into a grid of codes and back",
     "SpadViT": "encoder: turns an image into a class token and a grid of tokens",
     "MaskedImageModel": "masked image model: an encoder with the head that predicts codes",
+    "SpadUNet": "U-Net: turns an image into logits of its voxels",
 }
 
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE
 from spadnet.weights.checkpoint import check_entries
 
-Model = Tokenizer | SpadViT | MaskedImageModel
+Model = Tokenizer | SpadViT | MaskedImageModel | SpadUNet
 
 INTENSITY_RULE: dict[str, Any] = {
     "range": [0.0, 1.0],
@@ -57,7 +58,7 @@ def contract_of(model: Model, *, intensity: Mapping[str, Any] | None = None) -> 
     """Contract that a model keeps.
 
     Args:
-        model: Tokenizer, SPAD-ViT or masked image model.
+        model: Tokenizer, SPAD-ViT, masked image model or SPAD-UNet.
         intensity: What differs from ``INTENSITY_RULE`` in the preprocessing it was trained with.
     """
     rule = {**INTENSITY_RULE, **(intensity or {})}
@@ -65,6 +66,9 @@ def contract_of(model: Model, *, intensity: Mapping[str, Any] | None = None) -> 
     if isinstance(model, Tokenizer):
         halves = [0.5] * model.in_chans  # 2x - 1
         return InputContract(model.in_chans, halves, halves, model.stride, intensity=rule)
+    if isinstance(model, SpadUNet):  # intensities as they are: the first norm scales them
+        zeros, ones = [0.0] * model.in_chans, [1.0] * model.in_chans
+        return InputContract(model.in_chans, zeros, ones, model.stride, intensity=rule)
     vit = model.vit if isinstance(model, MaskedImageModel) else model
     mean, std = list(vit.intensity_mean), list(vit.intensity_std)
     return InputContract(vit.in_chans, mean, std, vit.patch_embed.patch_size, intensity=rule)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE, required_multiple
@@ -103,6 +104,10 @@ def _compute(model: Model, x: Tensor, degree: int) -> StateDict:
             features = model.forward_features(x, degree)
             found = {"features": features, "pooled": model.forward_head(features, pre_logits=True)}
             return found | {"logits": model(x, degree)} if model.num_classes else found
+        case SpadUNet():
+            maps = model.forward_features(x, degree)
+            found = {f"features{level}": value for level, value in enumerate(maps)}
+            return found | {"logits": model.get_classifier()(maps[0])}
         case MaskedImageModel():
             num_tokens = (
                 model.vit.forward_features(x, degree).shape[1] - model.vit.num_prefix_tokens

@@ -15,6 +15,7 @@ from torch import nn
 
 from spadnet.models import registry
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
@@ -39,7 +40,10 @@ _CLASSES: dict[str, type[Model]] = {
     "Tokenizer": Tokenizer,
     "SpadViT": SpadViT,
     "MaskedImageModel": MaskedImageModel,
+    "SpadUNet": SpadUNet,
 }
+_READERS = {"Tokenizer": "load_tokenizer", "SpadUNet": "weights.hub.load_pretrained"}
+_HEADS = ("head.", "decoder.heads.")
 
 
 class Loaded(NamedTuple):
@@ -77,7 +81,7 @@ def save_pretrained(
     >>> save_pretrained(tokenizer, "runs/tokenizer", training={"data": ["IXI"]})  # doctest: +SKIP
 
     Args:
-        model: Tokenizer, SPAD-ViT or masked image model.
+        model: Tokenizer, SPAD-ViT, masked image model or SPAD-UNet.
         folder: Where to; files of an earlier save there are replaced, others left alone.
         name: Name of the size, such as ``"spad_vt_tiny"``.
         training: Plain facts about the training; ``data`` lists the data sets.
@@ -159,7 +163,7 @@ def load_checkpoint(
     if expect is SpadViT and kind == "MaskedImageModel" and "vit" in arguments:
         kind, arguments, prefix = "SpadViT", arguments["vit"], "vit."
     if expect is not None and _CLASSES[kind] is not expect:
-        reader = "load_tokenizer" if kind == "Tokenizer" else "load_encoder"
+        reader = _READERS.get(kind, "load_encoder")
         raise ValueError(
             f"{folder}: holds a {kind}, not a {expect.__name__}; spadnet.{reader} reads it"
         )
@@ -168,7 +172,7 @@ def load_checkpoint(
     if in_chans is not None or pos_grid is not None:
         changed = _change(arguments, kind=kind, in_chans=in_chans, pos_grid=pos_grid)
         model = _build(kind, changed, where=where)
-    if num_classes is not None and not isinstance(model, SpadViT):
+    if num_classes is not None and not isinstance(model, SpadViT | SpadUNet):
         raise ValueError(f"{folder}: a {kind} has no classifier, got num_classes={num_classes}")
     state, left_out = read_weights(folder / WEIGHTS_FILE, prefix=prefix)
     fitted, report = fit_weights(
@@ -184,10 +188,11 @@ def load_checkpoint(
     vit = model.vit if isinstance(model, MaskedImageModel) else model
     if isinstance(vit, SpadViT):
         vit.register_intensity()
-        if num_classes is not None and num_classes != vit.num_classes:
-            report.unexpected.extend(_move_head(report.loaded))
-            vit.reset_classifier(num_classes)
-            report.missing.extend(key for key in vit.state_dict() if key.startswith("head."))
+    if isinstance(vit, SpadViT | SpadUNet) and num_classes not in (None, vit.num_classes):
+        assert num_classes is not None
+        report.unexpected.extend(_move_head(report.loaded))
+        vit.reset_classifier(num_classes)
+        report.missing.extend(key for key in vit.state_dict() if key.startswith(_HEADS))
     logger.info("%s: %s", folder, report)
     now = contract_of(model, intensity=contract.intensity)
     return Loaded(model.eval(), now, config, report, folder)
@@ -263,7 +268,7 @@ def _change(
 
 def _move_head(loaded: list[str]) -> list[str]:
     """Take the classifier's keys out of a list of keys and return them."""
-    head = [key for key in loaded if key.startswith("head.")]
+    head = [key for key in loaded if key.startswith(_HEADS)]
     loaded[:] = [key for key in loaded if key not in head]
     return head
 
@@ -305,7 +310,7 @@ def create_model(
         source,
         expect=type(model),
         in_chans=contract_of(model).channels,
-        num_classes=model.num_classes if isinstance(model, SpadViT) else None,
+        num_classes=model.num_classes if isinstance(model, SpadViT | SpadUNet) else None,
         pos_grid=arguments.get("pos_grid"),
         revision=revision,
         cache_dir=cache_dir,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spadnet.layers.patch_embed import resample_position_grid
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.weights.contract import InputContract, Model, contract_of
@@ -100,6 +101,8 @@ def _input_layer(model: Model) -> str:
             return "patch_embed.proj"
         case MaskedImageModel():
             return "vit.patch_embed.proj"
+        case SpadUNet():
+            return "encoder.stages.0.blocks.0.conv"
 
 
 def fit_weights(
@@ -135,9 +138,10 @@ def fit_weights(
     if adapt_channels and old.channels != new.channels:
         for layer in (_input_layer(model), "decoder.head"):
             keys = f"{layer}.weight", f"{layer}.bias"
-            if any(key not in state for key in keys):
+            if keys[0] not in state:
                 continue
-            pair = state[keys[0]], state[keys[1]]
+            num_biases = state[keys[0]].shape[int(layer == "decoder.head")]
+            pair = state[keys[0]], state.get(keys[1], torch.zeros(num_biases))
             if layer == "decoder.head":
                 # A VQGAN ends in a convolution, the published form in a transposed one.
                 turn = isinstance(model, Tokenizer) and model.num_residual_blocks > 0
@@ -148,8 +152,9 @@ def fit_weights(
                 pair = adapt_input_channels(
                     *pair, new.channels, mean=(old.mean, new.mean), std=(old.std, new.std)
                 )
-            state |= dict(zip(keys, pair, strict=True))
-            report.adapted.extend(keys)
+            present = [key for key in keys if key in state]  # layers before a norm have no bias
+            state |= dict(zip(present, pair, strict=False))
+            report.adapted.extend(present)
     misfits = []
     for key, value in state.items():
         if key not in target:

@@ -13,6 +13,8 @@ from spadnet.weights import available, source
 from spadnet.weights.available import ModelInfo, find_downloads, find_weights, list_models
 from spadnet.weights.hub import create_model, load_vit, save_pretrained
 
+KINDS = {"spad_vt": "tokenizer", "spad_vit": "encoder", "spad_unet": "U-Net"}
+
 
 def folder_of_weights(folder: Path) -> Path:
     vit = SpadViT(in_chans=1, embed_dim=16, depth=1, num_heads=1, pos_grid=(1, 2, 2))
@@ -27,7 +29,8 @@ def test_every_size_is_described() -> None:
     assert infos["spad_vit_base"].num_parameters == 94_930_944
     assert infos["spad_vit_large"].num_parameters == 315_498_432
     for name, info in infos.items():
-        assert info.kind == ("tokenizer" if name.startswith("spad_vt") else "encoder")
+        family = name.rsplit("_", 1)[0]
+        assert info.kind == KINDS[family]
 
 
 def test_weights_are_found_below_a_folder_and_broken_ones_are_not(tmp_path: Path) -> None:

@@ -1,0 +1,340 @@
+"""SPAD-UNet: the U-Net that nnU-Net plans for a spacing, with one set of weights for all spacings.
+
+Two 3x3x3 convolutions with InstanceNorm and LeakyReLU a level, downsampling by strided convolutions
+and upsampling by transposed ones, skip connections, a head at every level of the decoder. Kernels
+and strides are (1, 3, 3) and (1, 2, 2) until pixels are as large as slices are thick.
+
+Source: nnU-Net (Isensee et al., 2021) made spacing-aware as in SPAD-Nets (arXiv 2312.07630).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from spadnet.layers.norm import InstanceNorm
+from spadnet.layers.spad_conv import SpadConv3d, SpadConvTranspose3d
+from spadnet.spacing import required_multiple
+
+NEGATIVE_SLOPE = 0.01
+
+
+class ConvNormAct(nn.Module):
+    """3x3x3 SPAD convolution, InstanceNorm, LeakyReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        super().__init__()
+        # No bias: the norm would take it away again.
+        self.conv = SpadConv3d(in_channels, out_channels, 3, stride=stride, bias=False)
+        self.norm = InstanceNorm(out_channels)
+        self.act = nn.LeakyReLU(NEGATIVE_SLOPE)
+
+    def forward(self, x: Tensor, degree: int) -> Tensor:
+        return self.act(self.norm(self.conv(x, degree)))
+
+
+class Stage(nn.Module):
+    """Convolutions of one level; the first may halve the volume."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_convs: int, stride: int = 1
+    ) -> None:
+        super().__init__()
+        first = ConvNormAct(in_channels, out_channels, stride=stride)
+        rest = (ConvNormAct(out_channels, out_channels) for _ in range(num_convs - 1))
+        self.blocks = nn.ModuleList([first, *rest])
+        self.halvings = stride.bit_length() - 1
+
+    def forward(self, x: Tensor, degree: int) -> Tensor:
+        """Convolve; ``degree`` is the one of the input."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, degree if i == 0 else max(degree - self.halvings, 0))
+        return x
+
+
+class UNetEncoder(nn.Module):
+    """One map a level, each half as large in-plane as the one before."""
+
+    def __init__(self, in_chans: int, features: Sequence[int], num_convs: Sequence[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            Stage(before, width, num_convs=count, stride=2 if level else 1)
+            for level, ((before, width), count) in enumerate(
+                zip(pairwise((in_chans, *features)), num_convs, strict=True)
+            )
+        )
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor, degree: int) -> list[Tensor]:
+        """Return maps from fine to coarse of a volume [B, C_in, D, H, W]."""
+        maps: list[Tensor] = []
+        for level, stage in enumerate(self.stages):
+            own = max(degree - max(level - 1, 0), 0)  # where the halving has yet to happen
+            x = _run(stage, x, own, again=self.grad_checkpointing and self.training)
+            maps.append(x)
+        return maps
+
+
+class UNetDecoder(nn.Module):
+    """Upsample, join with the encoder's map and convolve, level by level; logits at each level.
+
+    Attributes:
+        deep_supervision: Whether all levels give logits, or the finest alone.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        num_convs: Sequence[int],
+        *,
+        num_classes: int,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        # Lists are ordered by level, the finest first, as the encoder's.
+        self.ups = nn.ModuleList(
+            SpadConvTranspose3d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(features)
+        )
+        self.stages = nn.ModuleList(
+            Stage(2 * width, width, num_convs=count)
+            for width, count in zip(features[:-1], num_convs, strict=True)
+        )
+        self.heads = nn.ModuleList(_head(width, num_classes) for width in features[:-1])
+        self.grad_checkpointing = False
+
+    def forward_features(self, maps: Sequence[Tensor], degree: int) -> list[Tensor]:
+        """Return the decoder's maps from fine to coarse, given the encoder's."""
+        x, decoded = maps[-1], []
+        for level in reversed(range(len(self.stages))):
+            own = max(degree - level, 0)
+            x = torch.cat((self.ups[level](x, own), maps[level]), dim=1)
+            x = _run(self.stages[level], x, own, again=self.grad_checkpointing and self.training)
+            decoded.append(x)
+        return decoded[::-1]
+
+    def forward_head(self, decoded: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Return logits of the finest level, or of all of them under deep supervision."""
+        if not self.deep_supervision:
+            return self.heads[0](decoded[0])
+        return [head(x) for head, x in zip(self.heads, decoded, strict=True)]
+
+    def forward(self, maps: Sequence[Tensor], degree: int) -> Tensor | list[Tensor]:
+        """Turn the encoder's maps into logits."""
+        return self.forward_head(self.forward_features(maps, degree))
+
+
+def _run(stage: nn.Module, x: Tensor, degree: int, *, again: bool) -> Tensor:
+    """Run a stage, or compute it ``again`` in the backward pass instead of keeping its maps."""
+    if again:
+        return checkpoint(stage, x, degree, use_reentrant=False)
+    return stage(x, degree)
+
+
+def _head(width: int, num_classes: int) -> nn.Conv3d:
+    return nn.Conv3d(width, num_classes, 1)
+
+
+class SpadUNet(nn.Module):
+    """U-Net for 2D and 3D images of any spacing.
+
+    >>> unet = SpadUNet(in_chans=1, num_classes=3, features=(8, 16, 32))
+    >>> unet(torch.rand(2, 1, 2, 32, 32), degree=2).shape
+    torch.Size([2, 3, 2, 32, 32])
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 1,
+        num_classes: int = 2,
+        features: Sequence[int] = (32, 64, 128, 256, 320),
+        num_convs: int | Sequence[int] = 2,
+        num_convs_decoder: int | Sequence[int] = 2,
+        deep_supervision: bool = False,
+    ) -> None:
+        """Build the model; the defaults are nnU-Net's widths.
+
+        Args:
+            in_chans: Channels of the image.
+            num_classes: Channels of the logits.
+            features: Channels of each level, the finest first.
+            num_convs: Convolutions of each level of the encoder.
+            num_convs_decoder: Convolutions of each level of the decoder.
+            deep_supervision: Whether to return logits of all levels of the decoder; where not,
+                the heads of coarser levels are frozen.
+        """
+        super().__init__()
+        if len(features) < 2:
+            raise ValueError(f"a U-Net has at least two levels, got features={tuple(features)}")
+        self.in_chans = in_chans
+        self.features = tuple(features)
+        self.num_features = self.features[0]
+        self.stride = 2 ** (len(features) - 1)
+        self.num_convs = _per_level(num_convs, len(features))
+        self.num_convs_decoder = _per_level(num_convs_decoder, len(features) - 1)
+        self.encoder = UNetEncoder(in_chans, self.features, self.num_convs)
+        self.decoder = UNetDecoder(
+            self.features,
+            self.num_convs_decoder,
+            num_classes=num_classes,
+            deep_supervision=deep_supervision,
+        )
+        self.feature_info = [
+            {"module": f"encoder.stages.{level}", "num_chs": width, "reduction": 2**level}
+            for level, width in enumerate(self.features)
+        ]
+        self.apply(init_he)
+        self._freeze_idle_heads()
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits."""
+        head = self.decoder.heads[0]
+        assert isinstance(head, nn.Conv3d)
+        return head.out_channels
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, as plain types, that build this model as it is now."""
+        return {
+            "in_chans": self.in_chans,
+            "num_classes": self.num_classes,
+            "features": list(self.features),
+            "num_convs": list(self.num_convs),
+            "num_convs_decoder": list(self.num_convs_decoder),
+            "deep_supervision": self.decoder.deep_supervision,
+        }
+
+    def forward_features(self, x: Tensor, degree: int) -> list[Tensor]:
+        """Return the decoder's maps, the finest first.
+
+        Args:
+            x: Volumes in [0, 1], [B, C_in, D, H, W].
+            degree: Degree of anisotropy.
+        """
+        if x.ndim != 5 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"the model takes [B, {self.in_chans}, D, H, W] or [B, {self.in_chans}, H, W], "
+                f"got {list(x.shape)}"
+            )
+        steps = required_multiple(degree, stride=self.stride)
+        if any(n % step or n == 0 for n, step in zip(x.shape[2:], steps, strict=True)):
+            raise ValueError(
+                f"size {tuple(x.shape[2:])} is not a multiple of {steps}, which degree {degree} "
+                "requires"
+            )
+        return self.decoder.forward_features(self.encoder(x, degree), degree)
+
+    def forward_head(self, decoded: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Turn the decoder's maps into logits."""
+        return self.decoder.forward_head(decoded)
+
+    def forward(self, x: Tensor, degree: int | None = None) -> Tensor | list[Tensor]:
+        """Return logits [B, num_classes, D, H, W].
+
+        Under deep supervision, a list of them: the finest level first, each further one half as
+        large in-plane. A batch of 2D images [B, C_in, H, W] needs no degree and gives 2D logits.
+
+        Args:
+            x: Volumes in [0, 1], sizes multiples of ``required_multiple(degree, stride=stride)``.
+            degree: Degree of anisotropy.
+        """
+        if x.ndim == 4:
+            planar = len(self.features)  # no level sees more than the one slice
+            logits = self.forward_head(self.forward_features(x.unsqueeze(2), planar))
+            return [y.squeeze(2) for y in logits] if isinstance(logits, list) else logits.squeeze(2)
+        if degree is None:
+            raise ValueError("a volume needs a degree: Spacing(z, y, x).degree()")
+        return self.forward_head(self.forward_features(x, degree))
+
+    # --- timm's manners ---
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head of the finest level."""
+        return self.decoder.heads[0]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the heads of all levels by new ones."""
+        like = next(self.decoder.parameters())
+        heads = (_head(width, num_classes).to(like) for width in self.features[:-1])
+        self.decoder.heads = nn.ModuleList(heads).apply(init_he)
+        self._freeze_idle_heads()
+
+    def _freeze_idle_heads(self) -> None:
+        """Freeze heads whose logits nobody sees: DDP must not wait for them."""
+        if not self.decoder.deep_supervision:
+            self.decoder.heads[1:].requires_grad_(False)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: recompute levels in the backward pass."""
+        self.encoder.grad_checkpointing = self.decoder.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone: none."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that assign parameters to layers, for layer-wise learning rates."""
+        return {"stem": r"^encoder\.stages\.0", "blocks": [(r"^encoder\.stages\.(\d+)", None)]}
+
+
+def _per_level(count: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """Convolutions of each level."""
+    counts = (count,) * num_levels if isinstance(count, int) else tuple(count)
+    if len(counts) != num_levels or min(counts) < 1:
+        raise ValueError(f"{num_levels} levels need as many positive counts, got {counts}")
+    return counts
+
+
+@torch.no_grad()
+def init_he(module: nn.Module) -> None:
+    """Start a convolution as nnU-Net does: He normal for LeakyReLU, biases zero.
+
+    Folding sums independent taps, which leaves the variance that He asks of the folded kernel.
+    """
+    if isinstance(module, SpadConv3d | SpadConvTranspose3d | nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+# --- sizes ---
+
+
+def spad_unet_tiny(
+    *, in_chans: int = 1, num_classes: int = 2, deep_supervision: bool = False
+) -> SpadUNet:
+    """SPAD-UNet for small machines."""
+    return SpadUNet(
+        in_chans=in_chans,
+        num_classes=num_classes,
+        features=(8, 16, 32, 64, 80),
+        deep_supervision=deep_supervision,
+    )
+
+
+def spad_unet_small(
+    *, in_chans: int = 1, num_classes: int = 2, deep_supervision: bool = False
+) -> SpadUNet:
+    """SPAD-UNet with half of nnU-Net's widths."""
+    return SpadUNet(
+        in_chans=in_chans,
+        num_classes=num_classes,
+        features=(16, 32, 64, 128, 160),
+        deep_supervision=deep_supervision,
+    )
+
+
+def spad_unet_base(
+    *, in_chans: int = 1, num_classes: int = 2, deep_supervision: bool = False
+) -> SpadUNet:
+    """SPAD-UNet with nnU-Net's widths."""
+    return SpadUNet(
+        in_chans=in_chans,
+        num_classes=num_classes,
+        features=(32, 64, 128, 256, 320),
+        deep_supervision=deep_supervision,
+    )
