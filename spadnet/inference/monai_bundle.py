@@ -133,9 +133,8 @@ def _metadata(
 ) -> dict[str, Any]:
     """What MONAI's specification wants to know, and the contract."""
     is_tokenizer = isinstance(model, Tokenizer)
-    spatial = [
-        f"{step}*n" if step > 1 else "n" for step in required_multiple(degree, stride=stride)
-    ]
+    patch = required_multiple(degree, stride=contract["stride"])
+    spatial = [f"{step}*n" if step > 1 else "n" for step in patch]
     channels = model.in_chans if isinstance(model, Tokenizer) else model.embed_dim
     data = config["training"].get("data", [])
     name = config["model"]["name"] or type(model).__name__
