@@ -15,8 +15,8 @@ from spadnet.models.vit import SpadViT
 from spadnet.spacing import required_multiple
 from spadnet.weights.hub import Loaded, load_checkpoint, save_pretrained
 
-# Mandatory entries of metadata.json by MONAI's bundle specification. Its schema lies on a server,
-# which tests do not ask.
+# Mandatory entries of metadata.json by MONAI's bundle specification, at least as strict as MONAI's
+# schema of 2024-07-25. That one lies on a server, which tests do not ask.
 _TEXT = {"type": "string"}
 _TENSORS = {
     "type": "object",
@@ -31,7 +31,7 @@ _TENSORS = {
             "num_channels": {"type": "integer"},
             "spatial_shape": {"type": "array", "items": {"type": ["integer", "string"]}},
             "dtype": _TEXT,
-            "value_range": {"type": "array"},
+            "value_range": {"type": "array", "items": {"type": "number"}},
             "is_patch_data": {"type": "boolean"},
             "channel_def": {"type": "object"},
         },
@@ -39,11 +39,11 @@ _TENSORS = {
 }  # fmt: skip
 SCHEMA = {
     "type": "object",
-    "required": ["version", "monai_version", "pytorch_version", "numpy_version",
+    "required": ["schema", "version", "monai_version", "pytorch_version", "numpy_version",
                  "required_packages_version", "task", "description", "authors", "copyright",
                  "network_data_format"],
     "properties": {
-        **{name: _TEXT for name in ("version", "monai_version", "pytorch_version",
+        **{name: _TEXT for name in ("schema", "version", "monai_version", "pytorch_version",
                                     "numpy_version", "task", "description", "authors",
                                     "copyright")},
         "required_packages_version": {"type": "object"},
