@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from spadnet.data.atomic import remove_parts
 from spadnet.data.inputs import Item
 from spadnet.data.io import ImageError
 from spadnet.data.journal import Fault
@@ -64,7 +65,8 @@ class FilePerImage:
 
     @classmethod
     def below(cls, items: Sequence[Item], folder: Path, *, format: str) -> "FilePerImage":
-        """Files below a folder, named like their items."""
+        """Files below a folder, named like their items; what a killed run left there is removed."""
+        remove_parts(folder)
         files = output_files(items, folder, ending=f".{format}")
         return cls(items, files, quarantine=folder / QUARANTINE)
 

@@ -1,7 +1,7 @@
 """A trained model for one spacing as a MONAI bundle: a folder that MONAI's tools read.
 
 The network of the bundle gives one tensor: a tokenizer its reconstruction, an encoder its tokens as
-a feature map. It is specialised for one degree when it is built, from the checkpoint's own files.
+a feature map. Its configuration names the degree; its weights are the model's, whatever the degree.
 """
 
 import importlib.metadata

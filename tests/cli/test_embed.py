@@ -91,9 +91,11 @@ def test_second_run_does_what_is_missing_changed_or_damaged(
     embed(capsys, *arguments)
     (out / "a.png.npz").unlink()
     (out / "b.png.npz").write_bytes((out / "b.png.npz").read_bytes()[:300])
+    (out / ".a.png.npz.1.part").write_bytes(b"of a killed run")
     shutil.copy(scans / "a.png", scans / "inner/c.png")
     os.utime(scans / "inner/c.png", (1, 1))
     assert "3 images embedded" in embed(capsys, *arguments)[1]
+    assert not list(out.rglob("*.part"))
     other = make_encoder(tmp_path / "other", seed=1)
     assert "4 images embedded" in embed(capsys, *arguments[:2], f"model={other}")[1]
     assert "4 images embedded" in embed(capsys, *arguments, "max_tokens=2")[1]
