@@ -1,0 +1,173 @@
+"""Batches of a fine-tuning: cases, crops and augmentation of a step are a function of the step."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from spadnet.data.augment import IntensityAugment, IntensityDraw, apply_intensity, draw_intensity
+from spadnet.data.task_images import TaskImage
+from spadnet.data.warp import Warp, WarpRange, draw_warp, foreground_centre, sample, thick_slices
+from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride
+
+
+class LabelledBatch(NamedTuple):
+    """Images of one degree with their targets.
+
+    Attributes:
+        image: Intensities in [0, 1], [B, C, D, H, W], float32.
+        target: Classes, labels or values [B, N], float32; or classes of voxels [B, D, H, W], uint8.
+        degree: Anisotropy.
+        spacing: Millimetres along z, y, x, [B, 3].
+        keys: Names of the cases.
+        intensity: Intensity augmentation that is still to be done; None where there is none.
+    """
+
+    image: Tensor
+    target: Tensor
+    degree: int
+    spacing: Tensor
+    keys: list[str]
+    intensity: IntensityDraw | None = None
+
+    def augmented(self) -> "LabelledBatch":
+        """Do the intensity augmentation where the image is now: on the device."""
+        if self.intensity is None:
+            return self
+        return self._replace(image=apply_intensity(self.image, self.intensity), intensity=None)
+
+
+class TaskAugment(NamedTuple):
+    """What a fine-tuning does to its images.
+
+    Attributes:
+        warp: Rotations, scales, shifts and flips.
+        intensity: Changes of intensities; None for none.
+        thick_prob: Chance of averaging 2 or 4 slices of a nearly isotropic volume along any axis,
+            so that the network also sees the degrees of thick slices.
+        foreground: Share of segmentation crops around a voxel that is not background.
+    """
+
+    warp: WarpRange | None = WarpRange()
+    intensity: IntensityAugment | None = IntensityAugment()
+    thick_prob: float = 0.0
+    foreground: float = 0.33
+
+
+class TaskSteps(Dataset[list[LabelledBatch]]):
+    """Item i is the list of micro-batches of step i, a pure function of seed and step.
+
+    Every case is drawn once before any is drawn twice.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[TaskImage],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        crop: tuple[int, int, int] | None = None,
+        micro_batch: int | None = None,
+        augment: TaskAugment = TaskAugment(),  # noqa: B008
+    ) -> None:
+        """Configure.
+
+        Args:
+            images: Training cases.
+            batch_size: Cases per step.
+            seed: Source of every choice.
+            crop: Voxels (z, y, x) of a crop of an isotropic image; slices ``2**degree`` times
+                thicker are as many times fewer. None takes whole images.
+            micro_batch: Most cases that pass the network together; None for no bound.
+            augment: What is done to them.
+        """
+        if batch_size < 1 or (micro_batch is not None and micro_batch < 1):
+            raise ValueError(f"batch sizes must be positive, got {batch_size} and {micro_batch}")
+        if not images:
+            raise ValueError("no training cases")
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.crop = crop
+        self.micro_batch = micro_batch or batch_size
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return 1 << 62  # the trainer's number of steps decides
+
+    def __getitem__(self, step: int) -> list[LabelledBatch]:
+        groups: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+        drawn = {}
+        for place, index in enumerate(self.indices(step)):
+            rng = np.random.default_rng((self.seed, 1, step, place))
+            image, target, degree, spacing = self._draw(self.images[index], rng)
+            drawn[place] = image, target, spacing
+            groups[degree, *image.shape].append((place, index))
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % (1 << 63))
+        batches = []
+        for (degree, *_), members in sorted(groups.items()):
+            for first in range(0, len(members), self.micro_batch):
+                part = members[first : first + self.micro_batch]
+                change = self.augment.intensity
+                batches.append(
+                    LabelledBatch(
+                        torch.stack([drawn[place][0] for place, _ in part]),
+                        torch.stack([drawn[place][1] for place, _ in part]),
+                        degree,
+                        torch.tensor([drawn[place][2] for place, _ in part]),
+                        [self.images[index].key for _, index in part],
+                        None
+                        if change is None
+                        else draw_intensity(len(part), generator=generator, augment=change),
+                    )
+                )
+        return batches
+
+    def indices(self, step: int) -> list[int]:
+        """Cases of a step."""
+        count = len(self.images)
+        first, stop = step * self.batch_size, (step + 1) * self.batch_size
+        orders = {
+            epoch: np.random.default_rng((self.seed, 0, epoch)).permutation(count)
+            for epoch in range(first // count, (stop - 1) // count + 1)
+        }
+        return [int(orders[number // count][number % count]) for number in range(first, stop)]
+
+    def _draw(
+        self, case: TaskImage, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, int, Spacing]:
+        is_map = case.target.ndim == 3
+        label = case.target if is_map else None
+        image, degree, spacing = case.image, case.degree, case.spacing
+        slab = 1
+        if degree == 0 and rng.random() < self.augment.thick_prob:
+            slab = 2 ** int(rng.integers(1, 3))
+            image, label, spacing = thick_slices(
+                image, label, spacing, axis=int(rng.integers(3)), slab=slab
+            )
+            degree = slab.bit_length() - 1
+        size = image.shape[1:] if self.crop is None else self.size(degree)
+        warp = Warp.none() if self.augment.warp is None else draw_warp(rng, self.augment.warp)
+        if self.crop is None:
+            centre = tuple((n - 1) / 2 for n in image.shape[1:])
+        else:
+            wants = label is not None and rng.random() < self.augment.foreground
+            centre = foreground_centre(rng, image.shape[1:], size, label if wants else None)
+        warp = warp.flat() if degree == MAX_DEGREE else warp
+        image = sample(image, size, centre, warp, spacing)
+        if label is None:
+            return image, case.target, degree, spacing
+        label = sample(label[None], size, centre, warp, spacing, nearest=True)[0]
+        return image, label, degree, spacing
+
+    def size(self, degree: int) -> tuple[int, int, int]:
+        """Voxels of a crop of some degree."""
+        assert self.crop is not None
+        depth, height, width = self.crop
+        if degree == MAX_DEGREE:
+            return 1, height, width
+        return max(depth >> degree, depth_stride(16, degree)), height, width

@@ -1,0 +1,73 @@
+"""Batches of a fine-tuning: pure functions of the step, every case once, degrees apart."""
+
+from collections import Counter
+
+import torch
+
+from spadnet.data.task_images import TaskImage
+from spadnet.data.task_steps import TaskAugment, TaskSteps
+from spadnet.data.warp import WarpRange
+from spadnet.spacing import Spacing
+
+PLAIN = TaskAugment(warp=None, intensity=None)
+
+
+def case(key: str, degree: int, *size: int, is_map: bool = False) -> TaskImage:
+    image = torch.rand(1, *size).half()
+    target = (image[0] > 0.5).to(torch.uint8) if is_map else torch.tensor([1.0])
+    spacing = Spacing.planar() if degree == 5 else Spacing(2.0**degree, 1.0, 1.0)
+    return TaskImage(key, image, target, degree, spacing)
+
+
+def test_every_case_comes_once_before_any_comes_twice() -> None:
+    steps = TaskSteps([case(str(i), 5, 1, 8, 8) for i in range(10)], batch_size=4, augment=PLAIN)
+    seen = [key for step in range(5) for batch in steps[step] for key in batch.keys]
+    assert Counter(seen) == {str(i): 2 for i in range(10)}
+    assert Counter(seen[:10]) == {str(i): 1 for i in range(10)}
+
+
+def test_a_step_does_not_depend_on_those_before() -> None:
+    images = [case(str(i), 0, 16, 16, 16, is_map=True) for i in range(4)]
+    augment = TaskAugment(warp=WarpRange(rotation_prob=1.0), thick_prob=0.5)
+    first, second = (
+        TaskSteps(images, batch_size=2, crop=(16, 16, 16), augment=augment) for _ in range(2)
+    )
+    for _ in range(3):
+        second[0]
+    for a, b in zip(first[7], second[7], strict=True):
+        assert torch.equal(a.augmented().image, b.augmented().image)
+        assert torch.equal(a.target, b.target)
+        assert a.keys == b.keys
+
+
+def test_degrees_are_kept_apart_and_thick_crops_have_fewer_slices() -> None:
+    images = [
+        case("thin", 0, 40, 40, 40, is_map=True),
+        case("thick", 2, 10, 40, 40, is_map=True),
+        case("flat", 5, 1, 40, 40, is_map=True),
+    ]
+    steps = TaskSteps(images, batch_size=3, crop=(32, 32, 32), augment=PLAIN)
+    batches = {batch.degree: batch for batch in steps[0]}
+    assert {degree: tuple(b.image.shape[2:]) for degree, b in batches.items()} == {
+        0: (32, 32, 32),
+        2: (8, 32, 32),
+        5: (1, 32, 32),
+    }
+    for batch in batches.values():  # labels follow their voxels; beyond the border is background
+        assert torch.equal((batch.image[:, 0] > 0.5).to(torch.uint8), batch.target)
+
+
+def test_thin_cases_also_come_with_thick_slices() -> None:
+    images = [case(str(i), 0, 32, 32, 32, is_map=True) for i in range(8)]
+    augment = PLAIN._replace(thick_prob=0.5)
+    steps = TaskSteps(images, batch_size=8, crop=(32, 32, 32), augment=augment)
+    degrees = {batch.degree: batch for step in range(3) for batch in steps[step]}
+    assert set(degrees) == {0, 1, 2}
+    assert degrees[2].image.shape[2:] == (8, 32, 32)
+    assert degrees[2].spacing[0].tolist() == [4.0, 1.0, 1.0]
+
+
+def test_micro_batches_bound_what_passes_together() -> None:
+    images = [case(str(i), 5, 1, 8, 8) for i in range(7)]
+    steps = TaskSteps(images, batch_size=7, micro_batch=3, augment=PLAIN)
+    assert [len(batch.keys) for batch in steps[0]] == [3, 3, 1]
