@@ -11,13 +11,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "spadnet"
 
 # What each part may import from spadnet besides itself. Everything here is transitive already.
-_LEAVES = {"spacing", "near_names"}
+_LEAVES = {"spacing", "near_names", "ranks"}
 _MODELS = _LEAVES | {"layers", "models"}
 _WEIGHTS = _MODELS | {"weights"}
 _INPUT = _LEAVES | {"synthesis", "data"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spacing": set(),
     "near_names": set(),
+    "ranks": set(),
     "layers": _LEAVES,
     "models": _LEAVES | {"layers"},
     "weights": _MODELS,
@@ -26,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": _LEAVES,
     "train": _WEIGHTS | _INPUT | {"losses"},
     "inference": _WEIGHTS | _INPUT,
+    "integrations": _WEIGHTS | _INPUT | {"inference"},  # nothing imports it
     "evaluate": _WEIGHTS | _INPUT | {"losses", "inference"},
     "cli": _WEIGHTS | _INPUT | {"losses", "train", "inference", "evaluate", "spadnet"},
     "__main__": {"cli"},
@@ -39,6 +41,7 @@ CONFINED: dict[str, set[str]] = {
     "hydra": {"spadnet.cli"},
     "omegaconf": {"spadnet.cli"},
     "SimpleITK": {"spadnet.data.io"},
+    "nnunetv2": {"spadnet.integrations.nnunet.trainer"},
 }
 
 NAMELESS = {"utils", "helpers", "misc", "common", "base"}
@@ -123,6 +126,8 @@ def test_module_follows_the_direction_of_imports(path: Path) -> None:
         ("spadnet.train.task", "import hydra.utils"),
         ("spadnet.data.preprocess", "import SimpleITK as sitk"),
         ("spadnet.data.io_extra", "import SimpleITK as sitk"),
+        ("spadnet.inference.encoder", "from spadnet.integrations import nnunet"),
+        ("spadnet.integrations.nnunet.plans", "import nnunetv2.paths"),
         ("spadnet.data.utils", ""),
         ("spadnet.base.vit", ""),
         ("spadnet.extra", ""),

@@ -24,6 +24,7 @@ from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.train.initial_weights import start_from
+from spadnet.train.launch import is_first_rank
 from spadnet.train.mim_task import MimTask
 from spadnet.weights.hub import save_pretrained
 
@@ -48,6 +49,8 @@ def run(argv: Sequence[str]) -> int:
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code
+    if not is_first_rank():
+        return 0
     facts = {
         **training_facts(result, config, data),
         "tokenizer": Path(settings["tokenizer"]).name,

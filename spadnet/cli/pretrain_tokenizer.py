@@ -23,6 +23,7 @@ from spadnet.losses.perceptual import build_perceptual
 from spadnet.losses.tokenizer import TokenizerLoss
 from spadnet.models.discriminator import SpadDiscriminator
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.train.launch import is_first_rank
 from spadnet.train.tokenizer_task import CodeStart, TokenizerTask
 from spadnet.weights.hub import save_pretrained
 
@@ -44,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code
+    if not is_first_rank():
+        return 0
     folder = save_pretrained(
         task.tokenizer,
         run_dir(config) / "tokenizer",
@@ -72,6 +75,7 @@ def build_task(settings: Mapping[str, Any]) -> TokenizerTask:
         discriminator=SpadDiscriminator(tokenizer.in_chans) if adversary["enabled"] else None,
         optim=optim,
         discriminator_optim=optim._replace(lr=adversary["lr"]),
+        gate_threshold=adversary["gate_threshold"],
         code_start=call(CodeStart, settings["code_start"], where="code_start"),
         seed=settings["seed"],
     )

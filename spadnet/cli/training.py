@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,17 @@ from torch import nn
 
 from spadnet.cli.data import Data
 from spadnet.cli.usage import UsageError
+from spadnet.data.datasets import StepDataset
 from spadnet.models.registry import create_model, model_names
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
+from spadnet.train.launch import find_launch, is_first_rank
 from spadnet.train.mim_task import MimTask
 from spadnet.train.optim import OptimSettings
 from spadnet.train.precision import choose_precision
 from spadnet.train.run import FitResult, fit
 from spadnet.train.run_folder import checkpoint_to_resume, record_run
+from spadnet.train.strategy import check_strategy
 from spadnet.train.tokenizer_task import TokenizerTask
 
 logger = logging.getLogger(__name__)
@@ -105,13 +107,14 @@ def train(
     # Refuse what cannot work before anything is written.
     checkpoint_to_resume(folder, config.resume)
     choose_precision(config.trainer.precision)
-    if config.trainer.devices != 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("training on several devices is not supported yet; trainer.devices=1")
-    record_run(
-        folder,
-        config=OmegaConf.to_yaml(config, resolve=True),
-        command=["spadnet", verb, *argv],
-    )
+    check_ranks(task, datamodule, config, argv=argv, verb=verb)
+    launch = find_launch()
+    if launch is None or launch.rank == 0:
+        record_run(
+            folder,
+            config=OmegaConf.to_yaml(config, resolve=True),
+            command=["spadnet", verb, *argv],
+        )
     trainer, callbacks, log = config.trainer, config.callbacks, config.logger
     return fit(
         task,
@@ -119,7 +122,8 @@ def train(
         folder,
         precision=trainer.precision,
         accelerator=trainer.accelerator,
-        devices=trainer.devices,
+        strategy=trainer.strategy,
+        rank_timeout=trainer.rank_timeout,
         threads=trainer.threads,
         resume=config.resume,
         save_every_steps=callbacks.save_every_steps,
@@ -133,6 +137,42 @@ def train(
     )
 
 
+def check_ranks(
+    task: TokenizerTask | MimTask,
+    datamodule: StepDataModule,
+    config: DictConfig,
+    *,
+    argv: Sequence[str],
+    verb: str,
+) -> None:
+    """Refuse ranks that cannot share a step, and say how to start those that are asked for.
+
+    Args:
+        task: Task of either stage.
+        datamodule: Its batches.
+        config: Composed configuration.
+        argv: The verb's command line.
+        verb: Its name.
+    """
+    check_strategy(config.trainer.strategy)
+    launch = find_launch()
+    if config.trainer.devices != 1:
+        rest = [text for text in argv if not text.startswith("trainer.devices=")]
+        count = config.trainer.devices
+        start = ["torchrun", "--standalone", f"--nproc-per-node={count}", "-m", "spadnet", verb]
+        raise UsageError(
+            f"trainer.devices={count}: a process does not start others; "
+            f"start one per device: {shlex.join([*start, *rest])}"
+        )
+    if config.trainer.strategy == "fsdp" and isinstance(task, TokenizerTask):
+        raise UsageError(
+            "trainer.strategy=fsdp is for pretrain-mim; a tokenizer fits on one device"
+        )
+    if launch is not None:
+        assert isinstance(datamodule.dataset, StepDataset)
+        datamodule.dataset.for_rank(launch.rank, launch.world_size)
+
+
 def stopped(result: FitResult, config: DictConfig, *, argv: Sequence[str], verb: str) -> int | None:
     """Say how to continue a training that was stopped.
 
@@ -141,6 +181,8 @@ def stopped(result: FitResult, config: DictConfig, *, argv: Sequence[str], verb:
     """
     if result.stopped_by is None:
         return None
+    if not is_first_rank():
+        return 128 + result.stopped_by
     again = [text for text in argv if text.partition("=")[0].lstrip("+") != "resume"]
     command = shlex.join(["spadnet", verb, *again, "resume=auto"])
     sys.stderr.write(

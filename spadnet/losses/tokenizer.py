@@ -7,14 +7,14 @@ Source: the SPAD-VT of arXiv 2312.07630; prior and entropy as in its published r
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spadnet.losses.perceptual import Perceptual
+from spadnet.ranks import num_ranks, sum_over_ranks
 
 ReconstructionKind = Literal["l1", "l2"]
 
@@ -45,7 +45,7 @@ def reconstruction_loss(x: Tensor, y: Tensor, *, kind: ReconstructionKind = "l1"
 def mean_probability(probs: Tensor) -> Tensor:
     """Mean distribution over batch, positions and ranks; gradients cross ranks too.
 
-    Each rank counts by its number of positions. Under DDP, which averages gradients over ranks,
+    Each rank counts by its number of positions. Where gradients are averaged over ranks afterwards,
     the result has the gradient that one process with the whole batch would see.
 
     Args:
@@ -55,27 +55,11 @@ def mean_probability(probs: Tensor) -> Tensor:
         Mean distribution in float32, [K].
     """
     flat = probs.float().flatten(0, -2)
-    if not (dist.is_available() and dist.is_initialized()):
+    if num_ranks() == 1:
         return flat.mean(0)
     count = flat.new_full((1,), flat.shape[0])
-    total = _SumOverRanks.apply(torch.cat([flat.sum(0), count]))
+    total = sum_over_ranks(torch.cat([flat.sum(0), count]))
     return total[:-1] / total[-1]
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce whose backward sums the gradients of all ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
 
 
 def prior_loss(p_mean: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from spadnet.ranks import num_ranks, own_rank, own_rows, sum_over_ranks
 
 QuantizerKind = Literal["soft", "gumbel", "nearest"]
 
@@ -98,13 +99,15 @@ class SoftQuantizer(nn.Module):
         Args:
             z: Latents, [B, C, d, h, w].
             temperature: Divides the logits of the gumbel form.
-            generator: Source of the Gumbel noise.
+            generator: Source of the Gumbel noise, alike on all ranks.
         """
         logits = self.logits(z)
         index = logits.argmax(-1)
         noisy = logits
         if self.gumbel and self.training:
-            uniform = torch.rand(logits.shape, generator=generator, device=z.device)
+            # Drawn for the whole batch, so that a sample's noise does not depend on the ranks.
+            whole = (logits.shape[0] * num_ranks(), *logits.shape[1:])
+            uniform = own_rows(torch.rand(whole, generator=generator, device=z.device))
             noise = -torch.log((-torch.log(uniform.clamp_min(1e-20))).clamp_min(1e-20))
             noisy = (logits.float() + noise) / max(temperature, 1e-6)
         probs = noisy.softmax(-1)
@@ -201,7 +204,7 @@ class NearestQuantizer(nn.Module):
         Args:
             z: Latents, [B, C, d, h, w].
             temperature: Unused.
-            generator: Chooses which latents revive dead codes.
+            generator: Chooses which latents revive dead codes; alike on all ranks.
         """
         latent = self.norm(z.movedim(1, -1))
         logits = self._distances(latent)
@@ -217,18 +220,17 @@ class NearestQuantizer(nn.Module):
     def _update(self, latent: Tensor, index: Tensor, generator: torch.Generator | None) -> None:
         count = torch.zeros_like(self.usage).index_add_(0, index, torch.ones_like(latent[:, 0]))
         total = torch.zeros_like(self.latent_sum).index_add_(0, index, latent)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            dist.all_reduce(total)
+        count, total = sum_over_ranks(count), sum_over_ranks(total)
         self.usage.lerp_(count, 1 - self.decay)
         self.latent_sum.lerp_(total, 1 - self.decay)
         dead = self.usage < self.revive_below
         pick = torch.randint(
-            latent.shape[0], (self.codebook_size,), generator=generator, device=latent.device
+            latent.shape[0] * num_ranks(),
+            (self.codebook_size,),
+            generator=generator,
+            device=latent.device,
         )
-        fresh = latent[pick]
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(fresh, 0)
+        fresh = _rows_of_all_ranks(latent, pick)
         self.latent_sum.copy_(torch.where(dead[:, None], fresh, self.latent_sum))
         self.usage.copy_(torch.where(dead, torch.ones_like(self.usage), self.usage))
         self.codebook.copy_(self.latent_sum / self.usage.clamp_min(1e-5)[:, None])
@@ -239,6 +241,16 @@ class NearestQuantizer(nn.Module):
         self.codebook.copy_(centroids)
         self.latent_sum.copy_(centroids)
         self.usage.fill_(1.0)
+
+
+def _rows_of_all_ranks(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` of the whole batch, of which ``x`` [N, C] is this rank's part."""
+    if num_ranks() == 1:
+        return x[index]
+    place = index - own_rank() * x.shape[0]
+    is_own = (place >= 0) & (place < x.shape[0])
+    own = x[place.clamp(0, x.shape[0] - 1)]
+    return sum_over_ranks(torch.where(is_own[:, None], own, torch.zeros_like(own)))
 
 
 def build_quantizer(

@@ -18,6 +18,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from spadnet.ranks import all_rows, num_ranks
+
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
@@ -167,7 +169,18 @@ class SaveCheckpoints(Callback):
         self.keep_last = keep_last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what an interrupted write may have left."""
+        """Remove what an interrupted write may have left; see that all ranks continue alike.
+
+        Raises:
+            ValueError: If ranks found different checkpoints.
+        """
+        if num_ranks() > 1:
+            steps = all_rows(torch.tensor([finished_steps(trainer)], device=pl_module.device))
+            if steps.min() != steps.max():
+                raise ValueError(
+                    f"{self.run_dir}: ranks continue after steps {steps.tolist()}; "
+                    "all must see the same run folder"
+                )
         if trainer.is_global_zero:
             for part in (self.run_dir / FOLDER).glob(f".*{_PART}"):
                 part.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ recent batches gives the codes. Without this start a short training uses a fract
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 
@@ -61,10 +60,3 @@ def temperature_for_entropy(points: Tensor, centres: Tensor, entropy: float) -> 
         else:
             high = middle
     return (low * high) ** 0.5
-
-
-def broadcast_from_first_rank(tensor: Tensor) -> Tensor:
-    """Give all ranks the first rank's tensor."""
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(tensor, 0)
-    return tensor

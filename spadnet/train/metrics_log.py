@@ -7,13 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
+from spadnet.ranks import num_ranks
 from spadnet.train.checkpoint import write_atomic
+from spadnet.train.launch import is_first_rank
 from spadnet.train.per_degree import is_absent
 
 CSV_NAME = "metrics.csv"
+
+
+def log_means(task: LightningModule, metrics: Mapping[str, Tensor | float]) -> None:
+    """Log the metrics of a step, each the mean over ranks; all of them cross ranks at once.
+
+    Args:
+        task: The task that logs; call it once per step on every rank.
+        metrics: Scalars by name, the same names on all ranks.
+    """
+    if num_ranks() > 1:
+        values = [torch.as_tensor(value, device=task.device).float() for value in metrics.values()]
+        means = torch.stack(values)
+        dist.all_reduce(means)
+        metrics = dict(zip(metrics, (means / num_ranks()).unbind(), strict=True))
+    task.log_dict(dict(metrics))
 
 
 class CsvLog(Logger):
@@ -23,7 +44,7 @@ class CsvLog(Logger):
     """
 
     def __init__(self, path: Path, *, start_step: int = 0) -> None:
-        """Open the log.
+        """Open the log; the first rank writes it.
 
         Args:
             path: CSV file, made when the first row is written.
@@ -32,7 +53,7 @@ class CsvLog(Logger):
         super().__init__()
         self.path = path
         self._columns: list[str] = ["step"]
-        if path.is_file():
+        if path.is_file() and is_first_rank():
             with open(path, newline="") as file:
                 reader = csv.DictReader(file)
                 rows = [row for row in reader if _number(row.get("step")) <= start_step]

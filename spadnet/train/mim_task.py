@@ -13,6 +13,8 @@ from spadnet.losses.mim import soft_cross_entropy
 from spadnet.models.frozen import FrozenTargets
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.train.gradients import average_gradients, clip_gradients
+from spadnet.train.metrics_log import log_means
 from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
 from spadnet.train.per_degree import metrics_per_degree
 
@@ -101,14 +103,14 @@ class MimTask(LightningModule):
             loss = self.masked_loss(micro, generator)
             self.manual_backward(loss / len(batch))
             losses.append(loss.detach())
-        limit = self.optim.clip if self.optim.clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        average_gradients(self.model.parameters())
+        norm = clip_gradients(self.model, self.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
-        self.log("train/gradient_norm", norm)
-        degrees = [micro.degree for micro in batch]
-        self.log_dict(metrics_per_degree("train/loss", zip(degrees, losses, strict=True)))
-        self.log("train/loss", torch.stack(losses).mean(), prog_bar=True)
+        per_degree = zip((micro.degree for micro in batch), losses, strict=True)
+        metrics = metrics_per_degree("train/loss", per_degree)
+        metrics |= {"train/loss": torch.stack(losses).mean(), "train/gradient_norm": norm}
+        log_means(self, metrics)
 
     def masked_loss(self, micro: Batch, generator: torch.Generator) -> Tensor:
         """Soft cross-entropy at the masked positions of one micro-batch."""

@@ -92,7 +92,7 @@ class ShowProgress(Callback):
 
     @property
     def num_images(self) -> int:
-        """Images seen since the start or the resume, on this rank."""
+        """Images seen since the start or the resume, by all ranks."""
         return self.speed.num_images
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,7 +121,7 @@ class ShowProgress(Callback):
         batch_idx: int,
     ) -> None:
         """Count the images, and show where the training is when it is time."""
-        self.speed.num_images += sum(micro.image.shape[0] for micro in batch)
+        self.speed.num_images += trainer.world_size * sum(micro.image.shape[0] for micro in batch)
         now, step = time.monotonic(), finished_steps(trainer)
         is_last = step >= self._total or trainer.should_stop
         if (now - self._shown < self.every_seconds and not is_last) or not trainer.is_global_zero:

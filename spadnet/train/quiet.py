@@ -19,7 +19,8 @@ _EXPECTED_WARNINGS = (
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Show of Lightning what is unexpected, while a trainer is built and runs."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

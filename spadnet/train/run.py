@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning import LightningModule
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import Tensor
 
 from spadnet.train.checkpoint import (
@@ -22,12 +23,14 @@ from spadnet.train.checkpoint import (
 )
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.host import fast_float32, keep_freed_memory
+from spadnet.train.launch import end_with_others, find_launch
 from spadnet.train.metrics_log import build_loggers
 from spadnet.train.precision import choose_precision
 from spadnet.train.progress import ShowProgress
 from spadnet.train.quiet import quiet_lightning
 from spadnet.train.run_folder import checkpoint_to_resume, write_json
 from spadnet.train.stop import StopOnSignal
+from spadnet.train.strategy import build_strategy
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class FitResult(NamedTuple):
     Attributes:
         step: Number of finished steps.
         seconds: Duration of this call.
-        num_images: Images seen in this call, on this rank.
+        num_images: Images seen in this call, by all ranks.
         metrics: Last value of everything logged.
         checkpoint: Newest checkpoint.
         stopped_by: Number of the signal that ended it early, None if it ran to its end.
@@ -53,7 +56,11 @@ class FitResult(NamedTuple):
 
 
 class _SeedEachStep(Callback):
-    """Make dropout and its like a pure function of seed, step and rank, as the batches are."""
+    """Make dropout and its like a pure function of seed, step and rank, as the batches are.
+
+    It is the one thing that depends on the number of ranks: masks and noise are drawn for the whole
+    batch, but layers draw for their own rank's part.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -74,7 +81,8 @@ def fit(
     *,
     precision: str = "auto",
     accelerator: str = "auto",
-    devices: int | str = 1,
+    strategy: str = "auto",
+    rank_timeout: float = 600.0,
     threads: int | None = None,
     resume: str | None = None,
     save_every_steps: int = 1000,
@@ -95,7 +103,9 @@ def fit(
         run_dir: Folder of checkpoints, logs and ``summary.json``.
         precision: ``"auto"`` or one of Lightning's names.
         accelerator: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        devices: Number of devices.
+        strategy: What each of several ranks holds, see :mod:`spadnet.train.strategy`; torchrun or
+            srun start the ranks.
+        rank_timeout: Seconds after which a rank gives up waiting for the others.
         threads: CPU threads; None leaves torch's choice.
         resume: ``"auto"``, a checkpoint's file, or None for a new run.
         save_every_steps: Steps between checkpoints.
@@ -113,6 +123,7 @@ def fit(
 
     Raises:
         ValueError: If the checkpoint does not fit the task.
+        ConnectionError: If another rank ended.
         OSError: If the disk is full; the checkpoint before is untouched.
         KeyboardInterrupt: If it was told to stop twice, or before the first step.
     """
@@ -133,34 +144,42 @@ def fit(
     elif resume == "auto":
         logger.info("%s: no checkpoint yet, starting anew", run_dir)
 
+    launch = find_launch()
     stop = StopOnSignal()
     progress = ShowProgress(description=description)
     resolved = choose_precision(precision, device=None if accelerator == "auto" else accelerator)
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        precision=resolved,
-        max_epochs=1,  # an epoch is the whole training; the sampler ends it
-        logger=build_loggers(
-            run_dir, start_step=start_step, tensorboard=tensorboard, csv_file=csv_file
-        ),
-        callbacks=[
-            _SeedEachStep(seed),
-            *callbacks,
-            stop,
-            *([progress] if show_progress else []),
-            SaveCheckpoints(run_dir, every_steps=save_every_steps, keep_last=keep_last),
-        ],
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=run_dir,
-        log_every_n_steps=min(log_every_steps, datamodule.max_steps),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1 if launch is None else launch.local_world_size,
+            num_nodes=1 if launch is None else launch.num_nodes,
+            strategy=build_strategy(strategy, launch, timeout=rank_timeout),
+            precision=resolved,
+            max_epochs=1,  # an epoch is the whole training; the sampler ends it
+            logger=build_loggers(
+                run_dir, start_step=start_step, tensorboard=tensorboard, csv_file=csv_file
+            ),
+            callbacks=[
+                _SeedEachStep(seed),
+                *callbacks,
+                stop,
+                *([progress] if show_progress else []),
+                SaveCheckpoints(run_dir, every_steps=save_every_steps, keep_last=keep_last),
+            ],
+            plugins=[
+                AtomicCheckpointIO(),
+                # Said, not guessed: a batch script's own process is no task of a scheduler's step.
+                LightningEnvironment() if launch is None else TorchElasticEnvironment(),
+            ],
+            default_root_dir=run_dir,
+            log_every_n_steps=min(log_every_steps, datamodule.max_steps),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
     keep_freed_memory()
-    with fast_float32(), quiet_lightning():
+    with fast_float32(), quiet_lightning(), end_with_others(launch):
         try:
             trainer.fit(
                 task,
@@ -234,7 +253,7 @@ def _write_summary(
             "data_wait_share": None if wait_share is None else round(wait_share, 4),
             "precision": precision,
             "device": str(trainer.strategy.root_device),
-            "devices": trainer.world_size,
+            "ranks": trainer.world_size,
             "threads": torch.get_num_threads(),
             "checkpoint": None
             if result.checkpoint is None

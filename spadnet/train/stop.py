@@ -1,4 +1,8 @@
-"""Stop a training between two steps: finish the step, save, leave."""
+"""Stop a training between two steps: finish the step, save, leave.
+
+The process then ends with 128 plus the signal's number, as a process does that the signal kills:
+143 for SIGTERM, 138 for SIGUSR1, 130 for Ctrl-C. A batch script requeues on it; see docs/ranks.md.
+"""
 
 import contextlib
 import logging
@@ -7,7 +11,11 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from spadnet.ranks import num_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +25,11 @@ _SIGNALS = [
 
 
 class StopOnSignal(Callback):
-    """Turn Ctrl-C, SIGTERM and SIGUSR1 into a stop after the current step; twice stops at once.
+    """Turn Ctrl-C, SIGTERM and SIGUSR1 into a stop after the current step.
+
+    Ctrl-C twice stops at once. Other signals may come more than once: a scheduler sends them to a
+    launcher and to its ranks, and the launcher passes them on. All ranks stop after the same step,
+    whichever of them got the signal, and however late.
 
     Must come before :class:`spadnet.train.checkpoint.SaveCheckpoints`, which then saves.
     """
@@ -25,16 +37,24 @@ class StopOnSignal(Callback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._group: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning, which would stop anywhere inside a step."""
+        if num_ranks() > 1:
+            # Of its own, on the CPU: asking the others must not wait for a GPU.
+            self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if a signal came."""
+        """Stop here if a signal came to any rank."""
+        if num_ranks() > 1:
+            received = torch.tensor(self.received or 0)
+            dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group)
+            self.received = int(received) or None
         if self.received is not None:
             trainer.should_stop = True
 
@@ -49,11 +69,15 @@ class StopOnSignal(Callback):
         self._give_back()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        is_alone = num_ranks() == 1
         if self.received is not None:
+            if number != signal.SIGINT or not is_alone:
+                return
             self._give_back()
             raise KeyboardInterrupt
         self.received = number
-        logger.warning("stopping after this step; once more stops at once without saving")
+        again = "; Ctrl-C stops at once without saving" if is_alone else ""
+        logger.warning("stopping after this step%s", again)
 
     def _give_back(self) -> None:
         for number, handler in self._before.items():

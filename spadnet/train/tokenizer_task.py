@@ -16,7 +16,10 @@ from spadnet.losses.adversarial import (
 from spadnet.losses.tokenizer import TokenizerLoss, TokenizerTerms
 from spadnet.models.quantizer import cosine_temperature
 from spadnet.models.tokenizer import Tokenizer
-from spadnet.train.code_start import broadcast_from_first_rank, kmeans, temperature_for_entropy
+from spadnet.ranks import all_rows, from_first_rank
+from spadnet.train.code_start import kmeans, temperature_for_entropy
+from spadnet.train.gradients import average_gradients, clip_gradients
+from spadnet.train.metrics_log import log_means
 from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
 from spadnet.train.per_degree import metrics_per_degree
 
@@ -53,6 +56,7 @@ class TokenizerTask(LightningModule):
         optim: OptimSettings = OptimSettings(),  # noqa: B008  # an immutable tuple
         discriminator_optim: OptimSettings = DISCRIMINATOR_OPTIM,
         code_start: CodeStart = CodeStart(),  # noqa: B008  # an immutable tuple
+        gate_threshold: float = 0.025,
         seed: int = 0,
     ) -> None:
         """Build the task.
@@ -65,6 +69,7 @@ class TokenizerTask(LightningModule):
             optim: Settings for the tokenizer.
             discriminator_optim: Settings for the discriminator.
             code_start: How the codebook starts.
+            gate_threshold: Discriminator loss up to which the generator hears of it.
             seed: Seed of the quantizer's noise and of the clustering.
         """
         super().__init__()
@@ -72,7 +77,7 @@ class TokenizerTask(LightningModule):
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last_3d)
         self.loss = loss or TokenizerLoss()
         self.discriminator = discriminator
-        self.gate = AdversarialGate() if discriminator is not None else None
+        self.gate = AdversarialGate(threshold=gate_threshold) if discriminator is not None else None
         self.optim = optim
         self.discriminator_optim = discriminator_optim
         self.code_start = code_start
@@ -97,8 +102,8 @@ class TokenizerTask(LightningModule):
         return optimizers
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
-        """Random numbers that are a pure function of seed, step, rank and purpose."""
-        entropy = ((self.seed * 1_000_003 + step) * 8_191 + self.global_rank) * 16 + purpose
+        """Random numbers that are a pure function of seed, step and purpose, alike on all ranks."""
+        entropy = (self.seed * 1_000_003 + step) * 8_191 * 16 + purpose
         return torch.Generator(self.device).manual_seed(entropy % (1 << 63))
 
     # --- one step ---
@@ -118,12 +123,14 @@ class TokenizerTask(LightningModule):
             self.manual_backward(part.total / len(batch))
             rebuilt.append(reconstruction.detach())
             terms.append(TokenizerTerms(*(t.detach() for t in part)))
-        self.clip(self.tokenizer, self.optim)
+        average_gradients(self.tokenizer.parameters())
+        metrics = self.term_means(terms, batch)
+        metrics["train/gradient_norm"] = clip_gradients(self.tokenizer, self.optim.clip)
         optimizer.step()
         optimizer.zero_grad()
         if others:
-            self.discriminator_step(batch, rebuilt, others[0], step)
-        self.log_terms(terms, batch)
+            metrics |= self.discriminator_step(batch, rebuilt, others[0], step)
+        log_means(self, metrics)
 
     def generator_terms(
         self, micro: Batch, step: int, generator: torch.Generator
@@ -158,8 +165,8 @@ class TokenizerTask(LightningModule):
 
     def discriminator_step(
         self, batch: Sequence[Batch], rebuilt: Sequence[Tensor], optimizer: Any, step: int
-    ) -> None:
-        """Train the discriminator on images and their reconstructions."""
+    ) -> dict[str, Tensor | float]:
+        """Train the discriminator on images and their reconstructions; return what to log."""
         assert self.discriminator is not None
         assert self.gate is not None
         rate = cosine_lr(step, max_steps=self.max_steps, settings=self.discriminator_optim)
@@ -173,29 +180,29 @@ class TokenizerTask(LightningModule):
             )
             self.manual_backward(loss / len(batch))
             losses.append(loss.detach())
-        self.clip(self.discriminator, self.discriminator_optim)
+        average_gradients(self.discriminator.parameters())
+        norm = clip_gradients(self.discriminator, self.discriminator_optim.clip)
         optimizer.step()
         optimizer.zero_grad()
         mean = torch.stack(losses).mean()
         self.gate.update(mean)
-        self.log("train/discriminator", mean)
-        self.log("train/gate_open", float(self.gate.is_open))
+        return {
+            "train/discriminator": mean,
+            "train/discriminator_gradient_norm": norm,
+            "train/gate_open": float(self.gate.is_open),
+        }
 
-    def clip(self, module: nn.Module, settings: OptimSettings) -> None:
-        """Clip the gradient's norm and log it."""
-        limit = settings.clip if settings.clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
-        self.log("train/gradient_norm", norm)
-
-    def log_terms(self, terms: Sequence[TokenizerTerms], batch: Sequence[Batch]) -> None:
-        """Log the mean of each term over the micro-batches, and the loss per degree."""
-        for name in TokenizerTerms._fields:
-            mean = torch.stack([getattr(t, name) for t in terms]).mean()
-            label = "loss" if name == "total" else name
-            self.log(f"train/{label}", mean, prog_bar=name == "total")
+    def term_means(
+        self, terms: Sequence[TokenizerTerms], batch: Sequence[Batch]
+    ) -> dict[str, Tensor | float]:
+        """Mean of each term over the micro-batches, and the loss per degree."""
         pairs = zip(batch, terms, strict=True)
         losses = [(micro.degree, term.reconstruction) for micro, term in pairs]
-        self.log_dict(metrics_per_degree("train/reconstruction", losses))
+        metrics: dict[str, Tensor | float] = {**metrics_per_degree("train/reconstruction", losses)}
+        for name in TokenizerTerms._fields:
+            label = "loss" if name == "total" else name
+            metrics[f"train/{label}"] = torch.stack([getattr(t, name) for t in terms]).mean()
+        return metrics
 
     # --- the codebook's start ---
 
@@ -205,25 +212,27 @@ class TokenizerTask(LightningModule):
         return self.tokenizer.quantizer.norm(z.movedim(1, -1)).movedim(-1, 1)
 
     def recent_batches(self, step: int) -> Iterable[list[Batch]]:
-        """Batches of the last steps, drawn again: a batch is a pure function of its step."""
+        """This rank's batches of the last steps, drawn again: each is a function of its step."""
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         for past in range(max(step - self.code_start.num_steps, 0), step):
             with torch.autocast(self.device.type, enabled=False):  # as the loader draws them
                 batch = dataset[past]
-            yield [micro._replace(image=micro.image.to(self.device)).augmented() for micro in batch]
+            here = [micro.image.to(device=self.device, dtype=self.dtype) for micro in batch]
+            pairs = zip(batch, here, strict=True)
+            yield [micro._replace(image=image).augmented() for micro, image in pairs]
 
     @torch.no_grad()
     def start_codes(self, batches: Iterable[Sequence[Batch]]) -> None:
-        """Put the codes onto clusters of the latents of ``batches``."""
-        latents = [
+        """Put the codes onto clusters of the latents that all ranks see in their ``batches``."""
+        own = [
             self.normalised_latents(micro.image, micro.degree).movedim(1, -1).flatten(0, -2).float()
             for batch in batches
             for micro in batch
         ]
-        points = torch.cat(latents)
+        points = torch.cat([all_rows(latents) for latents in own])
         size = self.tokenizer.quantizer.codebook_size
         centres = kmeans(points, size, generator=self.generator(self.start_step, purpose=1))
         temperature = temperature_for_entropy(points, centres, self.code_start.entropy)
-        centres = broadcast_from_first_rank(centres)
-        shared = broadcast_from_first_rank(torch.tensor([temperature], device=self.device))
-        self.tokenizer.quantizer.start_from(centres, temperature=float(shared))
+        # Every rank has clustered the same, but a GPU may round differently each time.
+        shared = from_first_rank(torch.tensor([temperature], device=self.device))
+        self.tokenizer.quantizer.start_from(from_first_rank(centres), temperature=float(shared))
