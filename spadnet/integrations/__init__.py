@@ -1,0 +1,1 @@
+"""Bridges to other frameworks; nothing else in spadnet imports them."""

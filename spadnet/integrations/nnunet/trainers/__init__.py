@@ -1,0 +1,1 @@
+"""The folder that nnU-Net searches for trainers: ``nnUNet_extTrainer``."""
