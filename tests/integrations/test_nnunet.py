@@ -11,72 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from nnunet_plans import THICK, build, plain, plans
 from torch import Tensor, nn
 
 from spadnet.integrations.nnunet import __main__ as command
 from spadnet.integrations.nnunet.network import PlannedUNet
 from spadnet.integrations.nnunet.plans import NETWORK, spad_architecture, spad_plans, spad_strides
-from spadnet.integrations.nnunet.pretrained import put_pretrained
-from spadnet.models.spad_unet import SpadUNet, Stage
-from spadnet.models.vit import SpadViT
-from spadnet.weights.hub import save_pretrained
+from spadnet.models.spad_unet import Stage
 
 needs_nnunet = pytest.mark.skipif(
     importlib.util.find_spec("nnunetv2") is None,
     reason="nnunetv2 is not installed: pip install spadnet[nnunet]",
 )
-
-
-def plain(strides: list[list[int]], kernels: list[list[int]] | None = None) -> dict[str, Any]:
-    """An entry ``architecture`` as nnU-Net's default planner writes it."""
-    dims, count = len(strides[0]), len(strides)
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": count,
-            "features_per_stage": [4, 6, 8, 10, 12, 12, 12][:count],
-            "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
-            "kernel_sizes": kernels or [[3] * dims] * count,
-            "strides": strides,
-            "n_conv_per_stage": [2] * count,
-            "n_conv_per_stage_decoder": [2] * (count - 1),
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-
-
-THICK = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2]]
-
-
-def plans() -> dict[str, Any]:
-    return {
-        "dataset_name": "Dataset001_Thick",
-        "plans_name": "nnUNetPlans",
-        "configurations": {
-            "2d": {
-                "spacing": [1.0, 1.0],
-                "patch_size": [32, 24],
-                "architecture": plain([[1, 1], [2, 2], [2, 2], [2, 2]]),
-            },
-            "3d_fullres": {
-                "spacing": [4.0, 1.0, 1.0],
-                "patch_size": [4, 32, 24],
-                "architecture": plain(THICK),
-            },
-            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
-        },
-    }
-
-
-def build(configuration: dict[str, Any], **arguments: Any) -> PlannedUNet:
-    return PlannedUNet(1, 3, **configuration["architecture"]["arch_kwargs"], **arguments).eval()
 
 
 # --- plans ---
@@ -210,67 +156,6 @@ def test_plans_changed_by_hand_are_checked(entry: dict[str, Any], reason: str) -
     configuration["architecture"]["arch_kwargs"] |= entry
     with pytest.raises(ValueError, match=reason):
         build(configuration)
-
-
-# --- pretrained weights ---
-
-
-def saved_unet(folder: Path, **arguments: Any) -> SpadUNet:
-    unet = SpadUNet(**{"features": (4, 6, 8, 10, 12), "num_classes": 2, **arguments})
-    save_pretrained(unet, folder)
-    return unet
-
-
-def test_pretrained_levels_are_taken_over(tmp_path: Path) -> None:
-    saved = saved_unet(tmp_path / "unet")
-    network = build(spad_plans(plans())["configurations"]["3d_fullres"])
-    heads = [head.weight.clone() for head in network.decoder.heads]
-    transfer = put_pretrained(network.unet, tmp_path / "unet")
-    assert "4 levels of the encoder and 3 of the decoder" in str(transfer)
-    x = torch.rand(1, 1, 4, 32, 32)
-    with torch.no_grad():
-        for ours, theirs in zip(network.unet.encoder(x, 2), saved.encoder(x, 2), strict=False):
-            torch.testing.assert_close(ours, theirs)
-    assert all(key.startswith("decoder.heads") for key in transfer.fresh)
-    assert all(".4." in key or ".3." in key or "heads" in key for key in transfer.unused)
-    for head, before in zip(network.decoder.heads, heads, strict=True):
-        assert torch.equal(head.weight, before)
-
-
-def test_pretrained_channels_are_adapted(tmp_path: Path) -> None:
-    saved = saved_unet(tmp_path / "unet")
-    own = SpadUNet(in_chans=3, features=(4, 6, 8))
-    put_pretrained(own, tmp_path / "unet")
-    x = torch.rand(1, 1, 4, 8, 8)
-    with torch.no_grad():
-        ours = own.encoder(x.expand(-1, 3, -1, -1, -1), 0)[0]
-        torch.testing.assert_close(ours, saved.encoder(x, 0)[0])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"features": (4, 6, 9)}, r"stages\.2.*\[9, 6, 3, 3, 3\].*same widths"),
-        ({"num_convs": (2, 3, 2, 2, 2)}, "number of convolutions"),
-    ],
-)
-def test_levels_that_differ_are_refused(
-    tmp_path: Path, arguments: dict[str, Any], reason: str
-) -> None:
-    saved_unet(tmp_path / "unet", **arguments)
-    unet = build(spad_plans(plans())["configurations"]["3d_fullres"]).unet
-    before = {key: value.clone() for key, value in unet.state_dict().items()}
-    with pytest.raises(ValueError, match=reason):
-        put_pretrained(unet, tmp_path / "unet")
-    for key, value in unet.state_dict().items():
-        assert torch.equal(value, before[key])
-
-
-def test_an_encoder_of_tokens_is_refused(tmp_path: Path) -> None:
-    vit = SpadViT(in_chans=1, embed_dim=16, depth=1, num_heads=1, pos_grid=(1, 2, 2))
-    save_pretrained(vit, tmp_path / "vit")
-    with pytest.raises(ValueError, match="holds a SpadViT, not a SpadUNet"):
-        put_pretrained(SpadUNet(features=(4, 6)), tmp_path / "vit")
 
 
 # --- command ---

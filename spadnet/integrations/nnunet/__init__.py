@@ -12,5 +12,7 @@ Or with nnU-Net's own commands, which find the trainer by an environment variabl
     export nnUNet_extTrainer="$(python -m spadnet.integrations.nnunet trainers)"
     nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerSpadnet
 
+    python -m spadnet.integrations.nnunet save .../fold_0/checkpoint_final.pth my_unet
+
 ``SPADNET_ENCODER`` names the checkpoint folder or hub id of a SPAD-UNet to start from.
 """

@@ -4,10 +4,11 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spadnet.integrations.nnunet.plans import spad_plans
+from spadnet.integrations.nnunet.trained import save_trained
 
 TRAINERS = Path(__file__).parent / "trainers"
 TRAINER = "nnUNetTrainerSpadnet"
@@ -24,6 +25,7 @@ usage: python -m spadnet.integrations.nnunet COMMAND ...
   train DATASET CONFIGURATION FOLD ...    nnUNetv2_train with -tr {TRAINER}
   predict -i IN -o OUT ...                nnUNetv2_predict with -tr {TRAINER}
   plan PLANS.json OUT.json [ENCODER]      plans that name the SPAD-UNet, for -p
+  save CHECKPOINT.pth FOLDER              what was trained, as a checkpoint folder of spadnet
   trainers                                folder for the variable {SEARCH_PATH}
 
 SPADNET_ENCODER=FOLDER names a pretrained SPAD-UNet to start from."""
@@ -35,11 +37,10 @@ def main(arguments: Sequence[str]) -> int:
         case ["trainers"]:
             print(TRAINERS)
         case ["plan", source, target, *encoder] if len(encoder) <= 1:
-            try:
-                write_plans(Path(source), Path(target), encoder=encoder[0] if encoder else None)
-            except (OSError, ValueError) as error:
-                print(error, file=sys.stderr)
-                return 1
+            note = encoder[0] if encoder else None
+            return _one_line(lambda: write_plans(Path(source), Path(target), encoder=note))
+        case ["save", checkpoint, folder]:
+            return _one_line(lambda: save_trained(Path(checkpoint), Path(folder)))
         case [("train" | "predict") as command, *rest]:
             return _run(command, rest)
         case ["--help" | "-h"]:
@@ -47,6 +48,16 @@ def main(arguments: Sequence[str]) -> int:
         case _:
             print(USAGE, file=sys.stderr)
             return 2
+    return 0
+
+
+def _one_line(act: Callable[[], object]) -> int:
+    """Act, and say in one line what was wrong."""
+    try:
+        act()
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
