@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from spadnet.models.conv_net import spad_conv_tiny
 from spadnet.models.spad_unet import spad_unet_base, spad_unet_small, spad_unet_tiny
 from spadnet.models.tokenizer import spad_vt_base, spad_vt_small, spad_vt_tiny
 from spadnet.models.vit_sizes import spad_vit_base, spad_vit_large, spad_vit_small, spad_vit_tiny
@@ -23,6 +24,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
         spad_unet_tiny,
         spad_unet_small,
         spad_unet_base,
+        spad_conv_tiny,
     )
 }
 

@@ -44,6 +44,9 @@ _KINDS = {
     "SpadViT": "encoder",
     "MaskedImageModel": "masked image model",
     "SpadUNet": "U-Net",
+    "SpadConvNet": "classifier",
+    "AttentionClassifier": "classifier",
+    "VitSegmentor": "segmentor",
 }
 
 

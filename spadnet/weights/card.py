@@ -17,6 +17,11 @@ _USE["SpadUNet"] = """\
 from spadnet.weights.hub import load_pretrained
 unet = load_pretrained("FOLDER")
 logits = unet(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())"""
+_USE["SpadConvNet"] = _USE["AttentionClassifier"] = """\
+from spadnet.weights.hub import load_pretrained
+classifier = load_pretrained("FOLDER")
+logits = classifier(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())"""
+_USE["VitSegmentor"] = _USE["SpadUNet"].replace("unet", "segmentor")
 _USE["MaskedImageModel"] = _USE["SpadViT"]
 
 _WHAT = {
@@ -24,6 +29,9 @@ _WHAT = {
     "SpadViT": "encoder: turns an image into a class token and a grid of tokens",
     "MaskedImageModel": "masked image model: an encoder with the head that predicts codes",
     "SpadUNet": "U-Net: turns an image into logits of its voxels",
+    "SpadConvNet": "convolutional classifier: turns an image into logits",
+    "AttentionClassifier": "classifier: an encoder with an attention pool and a linear head",
+    "VitSegmentor": "segmentor: an encoder with a decoder that gives logits of voxels",
 }
 
 

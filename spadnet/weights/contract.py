@@ -3,14 +3,25 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.segmentor import STRIDE, VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE
 from spadnet.weights.checkpoint import check_entries
 
-Model = Tokenizer | SpadViT | MaskedImageModel | SpadUNet
+Model = (
+    Tokenizer
+    | SpadViT
+    | MaskedImageModel
+    | SpadUNet
+    | SpadConvNet
+    | AttentionClassifier
+    | VitSegmentor
+)
 
 INTENSITY_RULE: dict[str, Any] = {
     "range": [0.0, 1.0],
@@ -58,7 +69,7 @@ def contract_of(model: Model, *, intensity: Mapping[str, Any] | None = None) -> 
     """Contract that a model keeps.
 
     Args:
-        model: Tokenizer, SPAD-ViT, masked image model or SPAD-UNet.
+        model: Any model of spadnet.
         intensity: What differs from ``INTENSITY_RULE`` in the preprocessing it was trained with.
     """
     rule = {**INTENSITY_RULE, **(intensity or {})}
@@ -69,9 +80,13 @@ def contract_of(model: Model, *, intensity: Mapping[str, Any] | None = None) -> 
     if isinstance(model, SpadUNet):  # intensities as they are: the first norm scales them
         zeros, ones = [0.0] * model.in_chans, [1.0] * model.in_chans
         return InputContract(model.in_chans, zeros, ones, model.stride, intensity=rule)
-    vit = model.vit if isinstance(model, MaskedImageModel) else model
+    if isinstance(model, SpadConvNet):
+        mean, std = list(model.intensity_mean), list(model.intensity_std)
+        return InputContract(model.in_chans, mean, std, model.stride, intensity=rule)
+    vit = model if isinstance(model, SpadViT) else model.vit
     mean, std = list(vit.intensity_mean), list(vit.intensity_std)
-    return InputContract(vit.in_chans, mean, std, vit.patch_embed.patch_size, intensity=rule)
+    stride = STRIDE if isinstance(model, VitSegmentor) else vit.patch_embed.patch_size
+    return InputContract(vit.in_chans, mean, std, stride, intensity=rule)
 
 
 def read_contract(plain: Any, *, model: Model, where: str) -> InputContract:

@@ -14,7 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
@@ -108,6 +111,11 @@ def _compute(model: Model, x: Tensor, degree: int) -> StateDict:
             maps = model.forward_features(x, degree)
             found = {f"features{level}": value for level, value in enumerate(maps)}
             return found | {"logits": model.get_classifier()(maps[0])}
+        case SpadConvNet() | AttentionClassifier():
+            return {"logits": model(x, degree)}
+        case VitSegmentor():
+            logits = model(x, degree)
+            return {"logits": logits[0] if isinstance(logits, list) else logits}
         case MaskedImageModel():
             num_tokens = (
                 model.vit.forward_features(x, degree).shape[1] - model.vit.num_prefix_tokens

@@ -8,13 +8,16 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from spadnet.models import registry
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
@@ -41,8 +44,20 @@ _CLASSES: dict[str, type[Model]] = {
     "SpadViT": SpadViT,
     "MaskedImageModel": MaskedImageModel,
     "SpadUNet": SpadUNet,
+    "SpadConvNet": SpadConvNet,
+    "AttentionClassifier": AttentionClassifier,
+    "VitSegmentor": VitSegmentor,
 }
-_READERS = {"Tokenizer": "load_tokenizer", "SpadUNet": "weights.hub.load_pretrained"}
+_READERS = {
+    "Tokenizer": "load_tokenizer",
+    "SpadUNet": "weights.hub.load_pretrained",
+    "SpadConvNet": "weights.hub.load_pretrained",
+}
+_VIT_AT = {  # where the encoder of a larger model is
+    "MaskedImageModel": "vit.",
+    "AttentionClassifier": "vit.",
+    "VitSegmentor": "pyramid.vit.",
+}
 _HEADS = ("head.", "decoder.heads.")
 
 
@@ -81,7 +96,7 @@ def save_pretrained(
     >>> save_pretrained(tokenizer, "runs/tokenizer", training={"data": ["IXI"]})  # doctest: +SKIP
 
     Args:
-        model: Tokenizer, SPAD-ViT, masked image model or SPAD-UNet.
+        model: Any model of spadnet.
         folder: Where to; files of an earlier save there are replaced, others left alone.
         name: Name of the size, such as ``"spad_vt_tiny"``.
         training: Plain facts about the training; ``data`` lists the data sets.
@@ -160,15 +175,18 @@ def load_checkpoint(
     kind, arguments = config["model"]["class"], config["model"]["arguments"]
     if not isinstance(kind, str) or kind not in _CLASSES:
         raise ValueError(f"{where}: unknown model class {kind!r}{suggest(str(kind), _CLASSES)}")
-    if expect is SpadViT and kind == "MaskedImageModel" and "vit" in arguments:
-        kind, arguments, prefix = "SpadViT", arguments["vit"], "vit."
+    if expect is SpadViT and kind in _VIT_AT and "vit" in arguments:
+        kind, arguments, prefix = "SpadViT", arguments["vit"], _VIT_AT[kind]
     if expect is not None and _CLASSES[kind] is not expect:
         reader = _READERS.get(kind, "load_encoder")
         raise ValueError(
             f"{folder}: holds a {kind}, not a {expect.__name__}; spadnet.{reader} reads it"
         )
     model = _build(kind, arguments, where=where)
-    contract = read_contract(config["contract"], model=model, where=where)
+    stated = config["contract"]
+    if prefix and isinstance(model, SpadViT):  # the stride of its own, not of what it is part of
+        stated = {**stated, "stride": model.patch_embed.patch_size}
+    contract = read_contract(stated, model=model, where=where)
     if in_chans is not None or pos_grid is not None:
         changed = _change(arguments, kind=kind, in_chans=in_chans, pos_grid=pos_grid)
         model = _build(kind, changed, where=where)
@@ -185,8 +203,8 @@ def load_checkpoint(
     )
     report.unexpected.extend(left_out)
     model.load_state_dict(fitted, assign=True)
-    vit = model.vit if isinstance(model, MaskedImageModel) else model
-    if isinstance(vit, SpadViT):
+    vit = getattr(model, "vit", model)
+    if isinstance(vit, SpadViT | SpadConvNet):
         vit.register_intensity()
     if isinstance(vit, SpadViT | SpadUNet) and num_classes not in (None, vit.num_classes):
         assert num_classes is not None
@@ -231,12 +249,10 @@ def _build(kind: str, arguments: Any, *, where: str) -> Model:
     check_entries(arguments, list(parameters), required=required, where=f"{where}: {kind}")
     rest = dict(arguments)
     vit = _build("SpadViT", rest.pop("vit"), where=where) if "vit" in parameters else None
+    build: Any = _CLASSES[kind]
     try:
         with torch.device("meta"):
-            if vit is None:
-                return _CLASSES[kind](**rest)
-            assert isinstance(vit, SpadViT)
-            return MaskedImageModel(vit, **rest)
+            return cast(Model, build(**rest) if vit is None else build(vit, **rest))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{where}: cannot build a {kind}: {error}") from error
 
@@ -250,7 +266,7 @@ def _change(
 ) -> dict[str, Any]:
     """Arguments for other channels, with their own normalisation, or for another grid."""
     changed = dict(arguments)
-    if kind == "MaskedImageModel":
+    if kind in _VIT_AT:
         changed["vit"] = _change(
             changed["vit"], kind="SpadViT", in_chans=in_chans, pos_grid=pos_grid
         )

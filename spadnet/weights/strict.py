@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from spadnet.layers.patch_embed import resample_position_grid
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
@@ -99,8 +102,12 @@ def _input_layer(model: Model) -> str:
             return "encoder.stem" if model.num_residual_blocks else "encoder.stem.conv"
         case SpadViT():
             return "patch_embed.proj"
-        case MaskedImageModel():
+        case MaskedImageModel() | AttentionClassifier():
             return "vit.patch_embed.proj"
+        case VitSegmentor():  # its stem is a second first layer and does not fit: an error
+            return "pyramid.vit.patch_embed.proj"
+        case SpadConvNet():
+            return "stages.0.conv1" if model.stem is None else "stem"
         case SpadUNet():
             return "encoder.stages.0.blocks.0.conv"
 

@@ -13,7 +13,12 @@ from spadnet.weights import available, source
 from spadnet.weights.available import ModelInfo, find_downloads, find_weights, list_models
 from spadnet.weights.hub import create_model, load_vit, save_pretrained
 
-KINDS = {"spad_vt": "tokenizer", "spad_vit": "encoder", "spad_unet": "U-Net"}
+KINDS = {
+    "spad_vt": "tokenizer",
+    "spad_vit": "encoder",
+    "spad_unet": "U-Net",
+    "spad_conv": "classifier",
+}
 
 
 def folder_of_weights(folder: Path) -> Path:
