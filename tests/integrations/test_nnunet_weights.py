@@ -115,7 +115,7 @@ def test_what_nnunet_trained_becomes_a_checkpoint_folder(tmp_path: Path) -> None
         assert torch.equal(loaded.model(x, 2), network(x))
 
 
-@pytest.mark.parametrize("content", ["text", "pickle", "other", "plain"])
+@pytest.mark.parametrize("content", ["text", "script", "pickle", "other", "plain"])
 def test_other_files_are_refused(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +123,8 @@ def test_other_files_are_refused(
     match content:
         case "text":
             file.write_text("not a checkpoint")
+        case "script":  # its first letters are valid instructions of a pickle
+            file.write_text("export nnUNet_raw=somewhere")
         case "pickle":
             trained(file, trap=Trap(tmp_path / "sprung"))
         case "other":

@@ -1,7 +1,6 @@
 """What nnU-Net trained, as a checkpoint folder: from there it serves every other spacing."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -36,18 +35,14 @@ def save_trained(checkpoint: Path, folder: Path) -> Path:
         ValueError: If the file is no such checkpoint.
         OSError: If a file cannot be read or written.
     """
+    stored = _read(checkpoint)
     try:
-        with torch.serialization.safe_globals(_SAFE):
-            stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights, started = stored["network_weights"], stored["init_args"]
         plans, name = started["plans"], started["configuration"]
         configuration = _resolved(plans["configurations"], name)
         architecture = configuration["architecture"]
-    except OSError:
-        raise
-    except (RuntimeError, UnpicklingError, KeyError, TypeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{checkpoint}: not a checkpoint of nnU-Net v2: {reason}") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{checkpoint}: not a checkpoint of nnU-Net v2: {error!r}") from error
     if architecture["network_class_name"] != NETWORK:
         raise ValueError(f"{checkpoint}: holds a {architecture['network_class_name']}")
     first = weights["unet.encoder.stages.0.blocks.0.conv.weight"]
@@ -65,6 +60,17 @@ def save_trained(checkpoint: Path, folder: Path) -> Path:
         "epochs": int(stored["current_epoch"]),
     }
     return save_pretrained(network.unet, folder, training=facts)
+
+
+def _read(checkpoint: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the reader meets in a file that is no checkpoint
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{checkpoint}: not a checkpoint of nnU-Net v2: {reason}") from error
 
 
 def _resolved(configurations: dict[str, Any], name: str) -> dict[str, Any]:
