@@ -183,7 +183,11 @@ def test_bad_file_is_named_and_nothing_is_written(
         (["resume=/no/such.ckpt"], 1, "no such checkpoint"),
         (["trainer.precision=bf17-mixed"], 1, "did you mean 'bf16-mixed'"),
         (["trainer.max_steps=0"], 1, "must be positive"),
-        (["trainer.devices=2"], 2, "torchrun --standalone --nproc-per-node=2 -m spadnet pretrain-tokenizer"),
+        (
+            ["trainer.devices=2"],
+            2,
+            "torchrun --standalone --nproc-per-node=2 -m spadnet pretrain-tokenizer",
+        ),
         (["model.codebook_size=4096"], 2, "the 4096 codes would start from 1 steps of 24 tokens"),
         (["+loss.kindd=l1"], 2, "loss.kindd: no such argument; did you mean 'kind'"),
     ],
