@@ -212,7 +212,9 @@ class NearestQuantizer(nn.Module):
         chosen = self.codebook[index].to(latent.dtype)
         loss = self.commitment * F.mse_loss(latent, chosen)
         if self.training:
-            self._update(latent.detach().flatten(0, -2).float(), index.flatten(), generator)
+            self._update(
+                latent.detach().flatten(0, -2).to(self.codebook), index.flatten(), generator
+            )
         quantized = latent + (chosen - latent).detach()
         return QuantizerOutput(quantized.movedim(-1, 1), logits, index, {"commitment": loss})
 

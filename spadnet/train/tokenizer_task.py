@@ -1,6 +1,7 @@
 """Stage 1 as a Lightning task: train the visual tokenizer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,6 +25,18 @@ from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
 from spadnet.train.per_degree import metrics_per_degree
 
 DISCRIMINATOR_OPTIM = OptimSettings(lr=1e-3)
+
+
+@contextmanager
+def as_outside_of_a_step(device_type: str) -> Iterator[None]:
+    """Draw batches as the loader does, whatever precision a step runs in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class CodeStart(NamedTuple):
@@ -215,7 +228,7 @@ class TokenizerTask(LightningModule):
         """This rank's batches of the last steps, drawn again: each is a function of its step."""
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         for past in range(max(step - self.code_start.num_steps, 0), step):
-            with torch.autocast(self.device.type, enabled=False):  # as the loader draws them
+            with as_outside_of_a_step(self.device.type):
                 batch = dataset[past]
             here = [micro.image.to(device=self.device, dtype=self.dtype) for micro in batch]
             pairs = zip(batch, here, strict=True)
@@ -225,11 +238,13 @@ class TokenizerTask(LightningModule):
     def start_codes(self, batches: Iterable[Sequence[Batch]]) -> None:
         """Put the codes onto clusters of the latents that all ranks see in their ``batches``."""
         own = [
-            self.normalised_latents(micro.image, micro.degree).movedim(1, -1).flatten(0, -2).float()
+            self.normalised_latents(micro.image, micro.degree).movedim(1, -1).flatten(0, -2)
             for batch in batches
             for micro in batch
         ]
-        points = torch.cat([all_rows(latents) for latents in own])
+        codebook = self.tokenizer.quantizer.codebook
+        kind = torch.promote_types(codebook.dtype, torch.float32)
+        points = torch.cat([all_rows(latents).to(kind) for latents in own])
         size = self.tokenizer.quantizer.codebook_size
         centres = kmeans(points, size, generator=self.generator(self.start_step, purpose=1))
         temperature = temperature_for_entropy(points, centres, self.code_start.entropy)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from spadnet.data.batch import Batch
 from spadnet.models.discriminator import SpadDiscriminator
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.quantizer import QuantizerKind
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.train.datamodule import StepDataModule
@@ -42,12 +43,13 @@ class RandomSteps(Dataset[list[Batch]]):
         ]
 
 
-def tiny_tokenizer() -> Tokenizer:
+def tiny_tokenizer(quantizer: QuantizerKind = "soft") -> Tokenizer:
     """Tokenizer of a few thousand parameters."""
     return Tokenizer(
         in_chans=1,
         widths=(8, 8, 16),
         codebook_size=NUM_CODES,
+        quantizer=quantizer,
         norm_latent=True,
         short_training=True,
     )

@@ -1,0 +1,104 @@
+"""What each rank of the tests in test_ranks.py does: ``rank_program.py FOLDER PART ...``."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch import Callback, Trainer
+from train.conftest import TASKS, tiny_tokenizer
+
+from spadnet.data.datasets import StepDataset, Volume
+from spadnet.spacing import Spacing
+from spadnet.train.checkpoint import finished_steps
+from spadnet.train.datamodule import StepDataModule
+from spadnet.train.launch import rank_label
+from spadnet.train.optim import OptimSettings
+from spadnet.train.run import FitResult, fit
+from spadnet.train.tokenizer_task import TokenizerTask
+
+STEPS = 6
+OPTIM = OptimSettings(lr=1e-2, warmup_steps=2, clip=1.0)
+
+
+def gumbel_task(max_steps: int) -> TokenizerTask:
+    """Task of stage 1 whose quantizer draws noise."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(quantizer="gumbel")
+    return TokenizerTask(tokenizer, max_steps=max_steps, optim=OPTIM)
+
+
+def mim_task(max_steps: int) -> LightningModule:
+    """Task of stage 2 without what layers draw for themselves."""
+    task = TASKS["mim"](max_steps)
+    for module in task.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    return task
+
+
+BUILD = {**TASKS, "mim": mim_task, "gumbel": gumbel_task, "failing": TASKS["mim"]}
+
+
+def steps() -> StepDataModule:
+    """Crops of two random images, four per micro-batch."""
+    generator = torch.Generator().manual_seed(0)
+    volumes = [
+        Volume(torch.rand(1, depth, 64, 64, generator=generator), Spacing(z, 1.0, 1.0), f"{z}")
+        for depth, z in ((8, 8.0), (16, 4.0))
+    ]
+    data = StepDataset(
+        volumes,
+        max_steps=STEPS,
+        degrees=[3, 5],
+        degrees_per_step=2,
+        tokens=(1, 2, 2),
+        token_budget=16,
+    )
+    return StepDataModule(data, max_steps=STEPS)
+
+
+class AtStep(Callback):
+    """Do something to the second rank, or to a training that has only one, before a step."""
+
+    def __init__(self, step: int, what: str) -> None:
+        self.step = step
+        self.what = what
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if finished_steps(trainer) != self.step or trainer.global_rank != trainer.world_size - 1:
+            return
+        if self.what == "raise":
+            raise RuntimeError("the cooling failed")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(folder: Path, name: str, **options: Any) -> FitResult:
+    """Train the task of that name in double precision, where rounding hides no error."""
+    settings: dict[str, Any] = {"accelerator": "cpu", "precision": "64-true", "tensorboard": False}
+    settings |= {"log_every_steps": 1, "show_progress": True, "rank_timeout": 60.0}
+    return fit(BUILD[name](STEPS), steps(), folder / name, **{**settings, **options})
+
+
+def main(folder: Path, parts: list[str]) -> int:
+    """Train each part; a part that ends in ``-raise`` or ``-stop`` does so after three steps."""
+    torch.set_num_threads(1)
+    for part in parts:
+        name, _, what = part.partition("-")
+        try:
+            result = train(folder, name, callbacks=[AtStep(3, what)] if what else [])
+        except Exception as error:
+            sys.stderr.write(f"{rank_label()}error: {error}\n")
+            return 1
+        if what:
+            sys.stderr.write(f"{rank_label()}stopped after step {result.step}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2:]))
