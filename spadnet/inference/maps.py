@@ -20,6 +20,7 @@ from spadnet.layers.block import Block
 from spadnet.layers.rope import rotate
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
+from spadnet.models.vqgan import VqganEncoder
 from spadnet.spacing import required_multiple
 from spadnet.weights.contract import InputContract
 
@@ -93,13 +94,30 @@ def encoder_maps(encoder: Encoder, image: Image) -> EncoderMaps:
 def code_map(
     tokenizer: Tokenizer, image: Image, *, contract: InputContract, max_tokens: int = MAX_TOKENS
 ) -> TokenMap:
-    """Most probable code of each token, int32 [D, H, W]."""
+    """Most probable code of each token, int32 [D, H, W].
+
+    The map is that of the whole image, however small ``max_tokens`` is. A VQGAN alone, which
+    mixes at every resolution, sees a large image window by window.
+    """
     grid, patch, degree, prepared, cuts = _cut(contract, image, max_tokens)
     codes = torch.empty(grid, dtype=torch.int32)
+    encoder, quantizer = tokenizer.encoder, tokenizer.quantizer
+    latents = torch.empty(0)
     for window, part in cuts(next(tokenizer.parameters())):
-        logits = tokenizer.token_logits(part, degree)[0]
-        shape = [w.stop - w.start for w in window]
-        codes[window] = logits.argmax(-1).unflatten(0, shape).to(torch.int32).cpu()
+        tokenizer.check_input(part, degree)
+        if isinstance(encoder, VqganEncoder):
+            codes[window] = (
+                quantizer.logits(encoder(2 * part - 1, degree))[0].argmax(-1).int().cpu()
+            )
+            continue
+        patches = encoder.embed_patches(2 * part - 1, degree)
+        if not len(latents):
+            latents = patches.new_empty(1, patches.shape[1], *grid)
+        latents[(..., *window)] = patches
+    if not isinstance(encoder, VqganEncoder):
+        latents = encoder.mix(latents, degree)
+        for z in range(grid[0]):  # logits are many times larger than latents
+            codes[z] = quantizer.logits(latents[:, :, [z]])[0, 0].argmax(-1).int().cpu()
     return TokenMap(codes.numpy(), patch, prepared)
 
 

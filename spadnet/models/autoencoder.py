@@ -72,14 +72,23 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, degree: int) -> Tensor:
         """Encode [B, C_in, D, H, W] as [B, C, D / depth_stride, H / 16, W / 16]."""
+        return self.mix(self.embed_patches(x, degree), degree)
+
+    def embed_patches(self, x: Tensor, degree: int) -> Tensor:
+        """Embed [B, C_in, D, H, W] as :meth:`forward`, each patch for itself."""
         x = self.stem(x, degree)
         level = self.stem_stride.bit_length() - 1
         for down in self.downs:
             x = down(x, max(degree - level, 0))
             level += 1
-        for block in self.blocks:
-            x = block(x, max(degree - level, 0))
         return x
+
+    def mix(self, z: Tensor, degree: int) -> Tensor:
+        """Let embedded patches [B, C, d, h, w] see their neighbours and the whole's statistics."""
+        level = self.stem_stride.bit_length() - 1 + len(self.downs)
+        for block in self.blocks:
+            z = block(z, max(degree - level, 0))
+        return z
 
 
 class Decoder(nn.Module):

@@ -70,16 +70,63 @@ def test_components_separate_what_differs() -> None:
     assert principal_components(torch.rand(1, 1, 1, 8)).shape == (1, 1, 1, 3)
 
 
-class BrightCode(nn.Module):
-    """A tokenizer in name, whose code is the brightness of a patch in 16 steps."""
+class BrightCode(Tokenizer):
+    """A tokenizer whose code is the brightness of a patch in 16 steps."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
+        super().__init__(in_chans=1, widths=(8,), stem_stride=16, codebook_size=16)
+        self.encoder, self.quantizer = BrightEncoder(), BrightSteps()  # type: ignore[assignment]
 
-    def token_logits(self, x: Tensor, degree: int) -> Tensor:
-        mean = nn.functional.avg_pool3d(x, (16 >> degree, 16, 16)).flatten()
-        return -(torch.arange(16) / 15 - mean[:, None]).abs()[None]
+
+class BrightEncoder(nn.Module):
+    """Means of patches."""
+
+    def embed_patches(self, x: Tensor, degree: int) -> Tensor:
+        return nn.functional.avg_pool3d((x + 1) / 2, (16 >> degree, 16, 16))
+
+    def mix(self, z: Tensor, degree: int) -> Tensor:
+        return z
+
+
+class BrightSteps(nn.Module):
+    """Nearness to each of 16 steps."""
+
+    def logits(self, z: Tensor) -> Tensor:
+        return -(torch.arange(16) / 15 - z.movedim(1, -1)).abs()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 5, 12])
+@pytest.mark.parametrize("degree", [0, 2])
+def test_codes_of_windows_are_those_of_the_whole(degree: int, max_tokens: int) -> None:
+    torch.manual_seed(0)
+    model = Tokenizer(in_chans=1, widths=(8, 16), stem_stride=8, codebook_size=64).eval()
+    array = np.random.default_rng(0).integers(1, 4000, (33, 62, 50)).astype(np.int16)
+    image = image_from_array(array, spacing=(2.0**degree, 1.0, 1.0))
+    whole, cut = (
+        code_map(model, image, contract=contract_of(model), max_tokens=number).values
+        for number in (4096, max_tokens)
+    )
+    assert np.unique(whole).size > 8
+    np.testing.assert_array_equal(cut, whole)
+    prepared = Encoder(tiny_vit()).prepare(image).array
+    patch = (16 >> degree, 16, 16)
+    pad = [(0, -n % step) for n, step in zip(prepared.shape[1:], patch, strict=True)]
+    padded = torch.from_numpy(np.pad(prepared[0], pad, mode="edge"))[None, None]
+    expected = model.token_logits(padded, degree).argmax(-1)
+    np.testing.assert_array_equal(whole.ravel(), expected[0])
+
+
+def test_codes_of_a_vqgan_are_seen_window_by_window() -> None:
+    torch.manual_seed(0)
+    model = Tokenizer(
+        in_chans=1, widths=(32, 32), stem_stride=1, codebook_size=64, num_residual_blocks=1
+    ).eval()
+    array = np.random.default_rng(0).integers(1, 4000, (4, 9, 8)).astype(np.int16)
+    image = image_from_array(array, spacing=(4.0, 1.0, 1.0))
+    for number in (4096, 30):
+        codes = code_map(model, image, contract=contract_of(model), max_tokens=number).values
+        assert codes.shape == (4, 5, 4)
+        assert np.unique(codes).size > 1
 
 
 def test_codes_lie_where_they_were_seen(tmp_path: Path) -> None:
@@ -92,7 +139,7 @@ def test_codes_lie_where_they_were_seen(tmp_path: Path) -> None:
     image = read_image(tmp_path / "scan.nii.gz")
     contract = contract_of(Tokenizer(in_chans=1, widths=(8, 16), stem_stride=8))
     for max_tokens in (4096, 2):
-        tokens = code_map(BrightCode(), image, contract=contract, max_tokens=max_tokens)  # type: ignore[arg-type]
+        tokens = code_map(BrightCode(), image, contract=contract, max_tokens=max_tokens)
         back = tokens.on_input()
         assert back.shape == image.array.shape[1:]
         bright = image.array[0] == 1000
