@@ -90,5 +90,5 @@ def _target(options: dict[str, Any], items: Sequence[Item], format: str) -> Targ
         raise UsageError(f"out={out} is a folder; a name ending in .{format} is that of a file")
     if format != "parquet" and source.is_file() and source.suffix.lower() not in TABLES:
         quarantine = out.with_name(f"{out.stem}.quarantine.jsonl")
-        return FilePerImage(items, [out], quarantine=quarantine)
+        return FilePerImage([out], quarantine=quarantine)
     return OneTable(items, out)

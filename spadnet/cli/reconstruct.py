@@ -25,16 +25,34 @@ from spadnet.cli.trained import (
 from spadnet.cli.usage import UsageError
 from spadnet.data.atomic import write_atomic
 from spadnet.data.inputs import TABLES, Item
-from spadnet.data.io import PICTURE_SUFFIXES, WRITABLE_SUFFIXES, ImageError, read_image, write_like
+from spadnet.data.io import (
+    PICTURE_SUFFIXES,
+    WRITABLE_SUFFIXES,
+    Image,
+    ImageError,
+    read_frames,
+    write_like,
+)
 from spadnet.data.journal import Fault
 from spadnet.evaluate.image_quality import image_quality
 from spadnet.inference.prepared import restore
 from spadnet.inference.reconstruct import reconstruct
-from spadnet.inference.work_list import model_digest, output_files, signature, write_quarantine
+from spadnet.inference.work_list import (
+    frame_file,
+    frame_keys,
+    frame_signature,
+    model_digest,
+    num_done,
+    output_files,
+    signature,
+    write_quarantine,
+)
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.weights.contract import InputContract
 
 logger = logging.getLogger(__name__)
+
+_ENDINGS = sorted(WRITABLE_SUFFIXES, key=len, reverse=True)
 
 
 class Figures(NamedTuple):
@@ -147,30 +165,58 @@ def _work_through(
 ) -> tuple[list[Figures], list[Fault]]:
     """Reconstruct what is not there yet; the table is written after each image."""
     rows: dict[str, Figures] = {}
+    todo: list[tuple[Item, Path, str]] = []
     for item, file, made_from in zip(items, files, signatures, strict=True):
-        row = known.get(item.key)
-        if row is not None and row.signature == made_from and file.is_file():
-            rows[item.key] = row
+        count = _num_done(item, file, made_from, known)
+        rows.update((key, known[key]) for key in frame_keys(item.key, count))
+        if not count:
+            todo.append((item, file, made_from))
     faults: list[Fault] = []
-    kept = len(rows)
-    report(kept, len(items), 0)
+    kept, done = len(rows), len(items) - len(todo)
+    report(done, len(items), 0)
     if set(known) - set(rows) and rows:
         _write_table(table, rows)
-    for item, file, made_from in zip(items, files, signatures, strict=True):
-        if item.key in rows:
-            continue
+    for item, file, made_from in todo:
         try:
-            rows[item.key] = _one(work, item, file, table.parent, made_from)
-            _write_table(table, rows)
+            frames = read_frames(item.path, spacing=item.spacing)
         except ImageError as error:
             faults.append(Fault(item.key, str(error)))
-        report(len(rows) + len(faults), len(items), len(faults))
+            frames = []
+        for index, (key, image) in enumerate(
+            zip(frame_keys(item.key, len(frames)), frames, strict=True)
+        ):
+            target = frame_file(file, index, len(frames), ending=_ending(file))
+            try:
+                made = _one(work, image, target)
+            except ImageError as error:
+                faults.append(Fault(key, str(error)))
+                continue
+            output = target.relative_to(table.parent).as_posix()
+            rows[key] = Figures(key, *made, output, frame_signature(made_from, len(frames)))
+            _write_table(table, rows)
+        done += 1
+        report(done, len(items), len(faults))
     logger.info("%d images reconstructed (%d were there already)", len(rows) - kept, kept)
     return [rows[key] for key in sorted(rows)], faults
 
 
-def _one(work: Work, item: Item, file: Path, folder: Path, made_from: str) -> Figures:
-    image = read_image(item.path, spacing=item.spacing)
+def _num_done(item: Item, file: Path, made_from: str, known: dict[str, Figures]) -> int:
+    """Images of an item that an earlier run made and that are still there, if all are; or 0."""
+
+    def found(index: int, count: int) -> str | None:
+        row = known.get(frame_keys(item.key, count)[index])
+        is_there = frame_file(file, index, count, ending=_ending(file)).is_file()
+        return row.signature if row is not None and is_there else None
+
+    return num_done(made_from, found)
+
+
+def _ending(file: Path) -> str:
+    return next(ending for ending in _ENDINGS if file.name.lower().endswith(ending))
+
+
+def _one(work: Work, image: Image, file: Path) -> tuple[int, float, float]:
+    """Reconstruct an image and write it; gives its degree, PSNR and SSIM."""
     options = work.options
     made = reconstruct(
         work.tokenizer,
@@ -193,8 +239,7 @@ def _one(work: Work, item: Item, file: Path, folder: Path, made_from: str) -> Fi
         write_like(values, image, file)
     except ImageError as error:  # a full disk is no fault of the image
         raise ValueError(str(error)) from error
-    output = file.relative_to(folder).as_posix()
-    return Figures(item.key, made.degree, quality.psnr, quality.ssim, output, made_from)
+    return made.degree, quality.psnr, quality.ssim
 
 
 def _write_table(file: Path, rows: dict[str, Figures]) -> None:

@@ -1,13 +1,18 @@
-"""Embed many files, going on where an earlier run stopped."""
+"""Embed many files, going on where an earlier run stopped.
+
+Each image of a film or of a 4D file has an embedding of its own; their names end in a number.
+"""
 
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from spadnet.data.atomic import remove_parts
 from spadnet.data.inputs import Item
-from spadnet.data.io import ImageError
+from spadnet.data.io import Image, ImageError, read_frames
 from spadnet.data.journal import Fault
 from spadnet.inference.embedding_files import (
     Row,
@@ -18,7 +23,15 @@ from spadnet.inference.embedding_files import (
     write_table,
 )
 from spadnet.inference.encoder import Embedding, Encoder
-from spadnet.inference.work_list import output_files, signature, write_quarantine
+from spadnet.inference.work_list import (
+    frame_file,
+    frame_keys,
+    frame_signature,
+    num_done,
+    output_files,
+    signature,
+    write_quarantine,
+)
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -29,8 +42,8 @@ class Embedded(NamedTuple):
     """What became of all items.
 
     Attributes:
-        done: Items that were embedded now.
-        kept: Items that an earlier run had embedded.
+        done: Images that were embedded now; a film or a 4D file has several.
+        kept: Images that an earlier run had embedded.
         faults: What cannot be used, sorted.
         quarantine: The file that lists it.
     """
@@ -41,15 +54,33 @@ class Embedded(NamedTuple):
     quarantine: Path
 
 
+class Frame(NamedTuple):
+    """One image of an item.
+
+    Attributes:
+        place: Number of the item.
+        number: Of the image within it.
+        num_images: Images of the item.
+        key: Name of the image.
+        signature: Hash of what its embedding is made from.
+    """
+
+    place: int
+    number: int
+    num_images: int
+    key: str
+    signature: str
+
+
 class Target(Protocol):
     """Where embeddings go."""
 
     quarantine: Path
 
-    def has(self, place: int, signature: str) -> bool:
-        """Whether item number ``place`` is there and was made from the same."""
+    def num_done(self, place: int, signature: str) -> int:
+        """Images of item number ``place``, if all are there and were made from the same; or 0."""
 
-    def add(self, place: int, signature: str, embedding: Embedding) -> None:
+    def add(self, frame: Frame, embedding: Embedding) -> None:
         """Write, or keep for writing."""
 
     def close(self) -> None:
@@ -59,24 +90,29 @@ class Target(Protocol):
 class FilePerImage:
     """Writes one file per image with class token and patch tokens."""
 
-    def __init__(self, items: Sequence[Item], files: Sequence[Path], *, quarantine: Path) -> None:
-        """Name the files of the items."""
-        self.items, self.files, self.quarantine = items, files, quarantine
+    def __init__(self, files: Sequence[Path], *, quarantine: Path) -> None:
+        """Name the files of the items; those of several images get numbers."""
+        self.files, self.quarantine = files, quarantine
 
     @classmethod
     def below(cls, items: Sequence[Item], folder: Path, *, format: str) -> "FilePerImage":
         """Files below a folder, named like their items; what a killed run left there is removed."""
         remove_parts(folder)
         files = output_files(items, folder, ending=f".{format}")
-        return cls(items, files, quarantine=folder / QUARANTINE)
+        return cls(files, quarantine=folder / QUARANTINE)
 
-    def has(self, place: int, signature: str) -> bool:
-        """See :class:`Target`."""
-        return signature_in(self.files[place]) == signature
+    def _file(self, place: int, index: int, count: int) -> Path:
+        file = self.files[place]
+        return frame_file(file, index, count, ending=file.suffix)
 
-    def add(self, place: int, signature: str, embedding: Embedding) -> None:
+    def num_done(self, place: int, signature: str) -> int:
         """See :class:`Target`."""
-        write_embedding(self.files[place], self.items[place].key, signature, embedding)
+        return num_done(signature, lambda *which: signature_in(self._file(place, *which)))
+
+    def add(self, frame: Frame, embedding: Embedding) -> None:
+        """See :class:`Target`."""
+        file = self._file(frame.place, frame.number, frame.num_images)
+        write_embedding(file, frame.key, frame.signature, embedding)
 
     def close(self) -> None:
         """See :class:`Target`."""
@@ -86,33 +122,40 @@ class OneTable:
     """Writes the class tokens of all images into one file, and saves it now and then."""
 
     def __init__(self, items: Sequence[Item], file: Path) -> None:
-        """Read what is there; rows of other images are dropped."""
+        """Read what is there; rows of other images are dropped by the first save."""
         self.items, self.file = items, file
         self.quarantine = file.with_name(f"{file.stem}.{QUARANTINE}")
-        keys = {item.key for item in items}
-        known = read_table(file) if file.exists() else []
-        self._rows = {row.key: row for row in known if row.key in keys}
-        self._is_saved = len(self._rows) == len(known)
+        self._known = {row.key: row for row in read_table(file)} if file.exists() else {}
+        self._rows: dict[str, Row] = {}
+        self._num_saved = len(self._known)
+        self._has_new = False
         self._saved_at = time.monotonic()
 
-    def has(self, place: int, signature: str) -> bool:
+    def num_done(self, place: int, signature: str) -> int:
         """See :class:`Target`."""
-        row = self._rows.get(self.items[place].key)
-        return row is not None and row.signature == signature
+        key = self.items[place].key
 
-    def add(self, place: int, signature: str, embedding: Embedding) -> None:
+        def found(index: int, count: int) -> str | None:
+            row = self._known.get(frame_keys(key, count)[index])
+            return None if row is None else row.signature
+
+        count = num_done(signature, found)
+        self._rows.update((name, self._known[name]) for name in frame_keys(key, count))
+        return count
+
+    def add(self, frame: Frame, embedding: Embedding) -> None:
         """See :class:`Target`."""
-        row: Row = as_row(self.items[place].key, signature, embedding)
-        self._rows[row.key] = row
-        self._is_saved = False
+        self._rows[frame.key] = as_row(frame.key, frame.signature, embedding)
+        self._has_new = True
         if time.monotonic() - self._saved_at > _SAVE_EVERY:
             self.close()
 
     def close(self) -> None:
         """See :class:`Target`."""
-        if not self._is_saved and self._rows:
+        if self._rows and (self._has_new or len(self._rows) != self._num_saved):
             write_table(self.file, list(self._rows.values()))
-        self._is_saved, self._saved_at = True, time.monotonic()
+            self._num_saved = len(self._rows)
+        self._has_new, self._saved_at = False, time.monotonic()
 
 
 def embed(
@@ -140,25 +183,44 @@ def embed(
         OSError: If results cannot be written.
     """
     signatures = [signature(item, settings) for item in items]
-    todo = [place for place in range(len(items)) if not target.has(place, signatures[place])]
+    counts = [target.num_done(place, known) for place, known in enumerate(signatures)]
+    todo = [place for place, count in enumerate(counts) if not count]
     kept = len(items) - len(todo)
-    faults: list[Fault] = []
+    done, faults = 0, list[Fault]()
+    waiting: deque[Frame] = deque()  # read, and not yet embedded
+
+    def images() -> Iterator[Image]:
+        for place in todo:
+            item = items[place]
+            try:
+                frames = read_frames(item.path, spacing=item.spacing)
+            except ImageError as error:
+                faults.append(Fault(item.key, str(error)))
+                continue
+            made_from = frame_signature(signatures[place], len(frames))
+            for index, key in enumerate(frame_keys(item.key, len(frames))):
+                waiting.append(Frame(place, index, len(frames), key, made_from))
+                yield frames[index]
+
     report(kept, len(items), 0)
-    results = encoder.encode_each((items[place] for place in todo), batch_size=batch_size)
     try:
-        for count, (place, result) in enumerate(zip(todo, results, strict=True), start=1):
+        for result in encoder.encode_each(images(), batch_size=batch_size):
+            frame = waiting.popleft()
             if isinstance(result, ImageError):
-                faults.append(Fault(items[place].key, str(result)))
+                faults.append(Fault(frame.key, str(result)))
             else:
-                target.add(place, signatures[place], result)
-            report(kept + count, len(items), len(faults))
+                target.add(frame, result)
+                done += 1
+            whole = frame.place + (frame.number + 1 == frame.num_images)
+            report(kept + bisect_left(todo, whole), len(items), len(faults))
     finally:
         target.close()
+    report(len(items), len(items), len(faults))
     write_quarantine(target.quarantine, faults)
-    if len(faults) == len(items):
+    if not done and not kept:
         raise ImageError(
             faults[0].reason
             if len(faults) == 1
             else f"none of the {len(items)} files can be used; {target.quarantine} says why"
         )
-    return Embedded(len(todo) - len(faults), kept, sorted(faults), target.quarantine)
+    return Embedded(done, sum(counts), sorted(faults), target.quarantine)

@@ -1,7 +1,7 @@
 """What is left to do of many files: names of outputs, what is done already, what cannot be used."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,6 +11,7 @@ from spadnet.data.inputs import Item
 from spadnet.data.journal import Fault, hash_of
 
 _CHUNK = 1 << 20
+_SEVERAL = 2  # any count but one: names do not depend on it
 
 
 def output_files(items: Sequence[Item], folder: Path, *, ending: str) -> list[Path]:
@@ -51,6 +52,45 @@ def signature(item: Item, settings: Any) -> str:
         settings: Plain values: the model's digest and the options.
     """
     return hash_of([state_of(item), item.spacing, settings])
+
+
+# --- images of one file: frames of a film, volumes of a 4D file ---
+
+
+def frame_keys(key: str, count: int) -> list[str]:
+    """Names of a file's images: its own key if there is one, else with their numbers."""
+    return [key] if count == 1 else [f"{key}[{index}]" for index in range(count)]
+
+
+def frame_file(file: Path, index: int, count: int, *, ending: str) -> Path:
+    """Where image number ``index`` of a file goes: the number precedes the ending."""
+    if count == 1:
+        return file
+    stem = file.name.removesuffix(ending)
+    return file.with_name(f"{stem}[{index}]{file.name[len(stem) :]}")
+
+
+def frame_signature(signature: str, count: int) -> str:
+    """What one of a file's images was made from, and how many there are."""
+    return signature if count == 1 else f"{signature}x{count}"
+
+
+def num_done(signature: str, found: Callable[[int, int], str | None]) -> int:
+    """How many images a file has, if all of them were made from the same; else 0.
+
+    Args:
+        signature: Of the file and what is done to it.
+        found: The signature that image ``index`` of so many was written with; None if it is not
+            there. How many there are is not known of the first.
+    """
+    if found(0, 1) == signature:
+        return 1
+    first = found(0, _SEVERAL) or ""
+    head, _, count = first.partition("x")
+    if head != signature or not count.isdecimal():
+        return 0
+    is_whole = all(found(index, int(count)) == first for index in range(1, int(count)))
+    return int(count) if is_whole else 0
 
 
 def model_digest(folder: Path) -> str:

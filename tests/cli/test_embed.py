@@ -227,3 +227,35 @@ def test_full_disk_leaves_nothing_half_written(
     assert code == 1
     assert err.splitlines()[-1].endswith("a.png.npz: No space left on device")
     assert not [path for path in (tmp_path / "f").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("out", ["features", "all.npz"])
+def test_volumes_of_a_file_are_images_of_their_own(
+    out: str, scans: Path, model: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    voxels = np.random.default_rng(0).integers(1, 99, (33, 32, 6, 3)).astype(np.int16)
+    voxels[..., 1] = 7  # nothing to see
+    film = nibabel.Nifti1Image(voxels, np.diag([1, 1, 5, 1]))
+    nibabel.save(film, scans / "film.nii.gz")
+    arguments = [f"in={scans}", f"out={tmp_path / out}", f"model={model}", "batch_size=2"]
+    code, err = embed(capsys, *arguments)
+    assert code == 0
+    assert "6 images embedded" in err
+    assert "film.nii.gz[1]: " in err
+    voxels[..., 1] = voxels[..., 0]
+    nibabel.save(film, scans / "film.nii.gz")
+    assert "3 images embedded" in embed(capsys, *arguments)[1]
+    assert "0 images embedded" in embed(capsys, *arguments)[1]
+    names = [f"film.nii.gz[{index}]" for index in range(3)]
+    nibabel.save(nibabel.Nifti1Image(voxels[..., 2], film.affine), tmp_path / "last.nii.gz")
+    expected = load_encoder(model)(tmp_path / "last.nii.gz").cls
+    if out == "features":
+        files = [tmp_path / out / f"{name}.npz" for name in names]
+        np.testing.assert_allclose(np.load(files[2])["cls"], expected, atol=1e-6)
+        files[1].unlink()
+        assert "3 images embedded" in embed(capsys, *arguments)[1]
+        assert files[1].is_file()
+    else:
+        rows = {row.key: row for row in read_table(tmp_path / out)}
+        assert sorted(rows) == ["a.png", "b.png", *names, "inner/c.png", "scan.nii.gz"]
+        np.testing.assert_allclose(rows[names[2]].cls, expected, atol=1e-6)

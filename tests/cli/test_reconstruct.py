@@ -186,3 +186,28 @@ def test_inputs_are_never_overwritten(scans: Path, tokenizer: Path, capsys: Capt
     code, _, err = run(capsys, f"in={scan}", f"out={scan}", f"tokenizer={tokenizer}")
     assert code == 2
     assert scan.read_bytes() == before
+
+
+def test_volumes_of_a_file_are_images_of_their_own(
+    tokenizer: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    voxels = np.random.default_rng(0).integers(1, 99, (33, 32, 6, 3)).astype(np.int16)
+    film = nibabel.Nifti1Image(voxels, np.diag([1, 1, 5, 1]))
+    nibabel.save(film, tmp_path / "film.nii.gz")
+    for out in ("out", "made.nii"):
+        arguments = [f"in={tmp_path / 'film.nii.gz'}", f"out={tmp_path / out}"]
+        code, printed, err = run(capsys, *arguments, f"tokenizer={tokenizer}")
+        assert code == 0, err
+        assert printed.startswith("mean of 3 images")
+        assert "(3 were there" in run(capsys, *arguments, f"tokenizer={tokenizer}")[2]
+    names = [f"film[{index}].nii.gz" for index in range(3)]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == names
+    assert [path.name for path in sorted(tmp_path.glob("made*.nii"))] == [
+        f"made[{index}].nii" for index in range(3)
+    ]
+    assert nibabel.load(tmp_path / "made[2].nii").shape == (33, 32, 6)
+    (tmp_path / "out" / names[1]).unlink()
+    arguments = [f"in={tmp_path / 'film.nii.gz'}", f"out={tmp_path / 'out'}"]
+    assert "(0 were there" in run(capsys, *arguments, f"tokenizer={tokenizer}")[2]
+    rows = list(csv.DictReader((tmp_path / "out" / "reconstruction.csv").open()))
+    assert [row["output"] for row in rows] == names

@@ -94,3 +94,34 @@ def test_models_of_the_wrong_kind_are_refused(scan: Path, models: Path, capsys: 
     )
     assert code == 1
     assert "holds a SpadViT, not a Tokenizer" in err
+
+
+def test_folder_gives_maps_of_each_image_and_frame(
+    scan: Path, models: Path, pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    voxels = np.random.default_rng(0).integers(1, 99, (33, 32, 6, 2)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1, 1, 5, 1])), pictures / "film.nii.gz")
+    (pictures / "b.png").write_bytes(b"")
+    (pictures / "film.png").write_bytes((pictures / "a.png").read_bytes())
+    out = tmp_path / "maps"
+    code, err = run(capsys, f"in={pictures}", f"out={out}", f"tokenizer={models}")
+    assert code == 0, err
+    assert "b.png: the file is empty" in err
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
+        "a_codes.png", "film.nii.gz[0]_codes.png", "film.nii.gz[1]_codes.png",
+        "film.png_codes.png", "inner/c_codes.png",
+    ]  # fmt: skip
+    assert "b.png" in (out / "quarantine.jsonl").read_text()
+
+
+def test_nothing_is_made_of_what_cannot_be_used(
+    pictures: Path, models: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for path in pictures.rglob("*.png"):
+        path.write_bytes(b"")
+    for source in (pictures / "a.png", pictures):
+        code, err = run(capsys, f"in={source}", f"out={tmp_path / 'maps'}", f"tokenizer={models}")
+        assert code == 1
+        assert err.splitlines()[-1].startswith("error: ")
+        assert "a.png: the file is empty" in err
+    assert not (tmp_path / "maps").exists()
