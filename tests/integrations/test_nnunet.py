@@ -295,6 +295,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 import json, sys
 trainer = recursive_find_trainer_class_by_name("nnUNetTrainerSpadnet")
+assert recursive_find_trainer_class_by_name("nnUNetTrainerSpadnetVit") is not trainer
 manager = PlansManager(json.loads(sys.stdin.read()))
 network = trainer.build_network_architecture(
     manager, manager.get_configuration("3d_fullres"), 1, 3, enable_deep_supervision=False

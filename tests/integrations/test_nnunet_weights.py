@@ -1,5 +1,6 @@
 """Weights on their way into nnU-Net and out of it."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import torch
 from nnunet_plans import build, plans
 
 from spadnet.integrations.nnunet import __main__ as command
-from spadnet.integrations.nnunet.network import PlannedUNet
+from spadnet.integrations.nnunet.network import PlannedUNet, PlannedVitSegmentor
 from spadnet.integrations.nnunet.plans import spad_plans
-from spadnet.integrations.nnunet.pretrained import put_pretrained
+from spadnet.integrations.nnunet.pretrained import put_pretrained, put_pretrained_vit
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.vit import SpadViT
-from spadnet.weights.hub import load_checkpoint, save_pretrained
+from spadnet.weights.hub import load_checkpoint, load_vit, save_pretrained
 
 # --- pretrained weights ---
 
@@ -31,7 +32,7 @@ def test_pretrained_levels_are_taken_over(tmp_path: Path) -> None:
     network = build(spad_plans(plans())["configurations"]["3d_fullres"])
     heads = [head.weight.clone() for head in network.decoder.heads]
     transfer = put_pretrained(network.unet, tmp_path / "unet")
-    assert "4 levels of the encoder and 3 of the decoder" in str(transfer)
+    assert "(4 levels of the encoder, 3 of the decoder)" in str(transfer)
     x = torch.rand(1, 1, 4, 32, 32)
     with torch.no_grad():
         for ours, theirs in zip(network.unet.encoder(x, 2), saved.encoder(x, 2), strict=False):
@@ -72,10 +73,80 @@ def test_levels_that_differ_are_refused(
 
 
 def test_an_encoder_of_tokens_is_refused(tmp_path: Path) -> None:
-    vit = SpadViT(in_chans=1, embed_dim=16, depth=1, num_heads=1, pos_grid=(1, 2, 2))
-    save_pretrained(vit, tmp_path / "vit")
+    save_pretrained(tiny_vit(), tmp_path / "vit")
     with pytest.raises(ValueError, match="holds a SpadViT, not a SpadUNet"):
         put_pretrained(SpadUNet(features=(4, 6)), tmp_path / "vit")
+
+
+# --- an encoder of tokens ---
+
+
+def tiny_vit(**arguments: Any) -> SpadViT:
+    sizes = {"in_chans": 1, "embed_dim": 16, "depth": 4, "num_heads": 1, "pos_grid": (1, 2, 2)}
+    return SpadViT(**{**sizes, **arguments}).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "patch", "sizes"),
+    [
+        (
+            "3d_fullres",
+            [8, 32, 32],
+            [(8, 32, 32), (8, 16, 16), (8, 8, 8), (4, 4, 4), (2, 2, 2)],
+        ),
+        ("2d", [32, 32], [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]),
+    ],
+)
+def test_a_vit_segments_as_planned(
+    tmp_path: Path, name: str, patch: list[int], sizes: list[tuple[int, ...]]
+) -> None:
+    vit = tiny_vit(num_classes=2)
+    save_pretrained(vit, tmp_path / "vit")
+    own = load_vit(tmp_path / "vit", num_classes=0).config()
+    configuration = spad_plans(plans(), vit=own)["configurations"][name]
+    assert configuration["patch_size"] == patch
+    arguments = json.loads(json.dumps(configuration["architecture"]["arch_kwargs"]))
+    network = PlannedVitSegmentor(2, 3, **arguments, deep_supervision=True).eval()
+    transfer = put_pretrained_vit(network.segmentor.vit, tmp_path / "vit")
+    assert sorted(transfer.unused) == ["head.bias", "head.weight"]
+    blocks, copied = vit.state_dict(), network.segmentor.vit.state_dict()
+    for key in (key for key in copied if key.startswith("blocks")):
+        assert torch.equal(copied[key], blocks[key])
+    z_scores = torch.randn(1, 2, *patch)
+    logits = network(z_scores)
+    assert [tuple(y.shape[2:]) for y in logits] == sizes
+    size = torch.tensor(patch)
+    for stride, at in zip(arguments["strides"], sizes, strict=False):
+        size //= torch.tensor(stride)
+        assert tuple(size.tolist()) == at
+    network.decoder.deep_supervision = False
+    assert torch.equal(network(z_scores), logits[0])
+
+
+@torch.no_grad()
+def test_a_vit_sees_standardised_images_as_they_are() -> None:
+    vit = tiny_vit(mean=[0.4], std=[0.2])
+    arguments = spad_plans(plans(), vit=vit.config())["configurations"]["3d_fullres"]
+    network = PlannedVitSegmentor(1, 3, **arguments["architecture"]["arch_kwargs"]).eval()
+    seen = []
+    embed = network.segmentor.vit.patch_embed
+    embed.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    z_scores = torch.randn(1, 1, 8, 32, 32)
+    network(z_scores)
+    torch.testing.assert_close(seen[0], z_scores)
+
+
+def test_a_vit_of_another_size_is_refused(tmp_path: Path) -> None:
+    save_pretrained(tiny_vit(), tmp_path / "vit")
+    with pytest.raises(ValueError, match="another size"):
+        put_pretrained_vit(tiny_vit(embed_dim=32), tmp_path / "vit")
+
+
+def test_strides_of_a_vit_are_checked() -> None:
+    strides = [[1, 1, 1], *[[2, 2, 2]] * 5]
+    with pytest.raises(ValueError, match="not those of degree 2"):
+        PlannedVitSegmentor(1, 3, vit=tiny_vit().config(), strides=strides, degree=2)
 
 
 # --- what was trained ---

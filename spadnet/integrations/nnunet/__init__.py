@@ -1,4 +1,4 @@
-"""SPAD-UNets in nnU-Net v2: plans that name them, a trainer that puts pretrained weights into them.
+"""Networks of spadnet in nnU-Net v2: plans that name them, trainers that start from their weights.
 
 Planning, preprocessing, augmentation and evaluation remain nnU-Net's; ``pip install
 spadnet[nnunet]`` brings it::
@@ -14,5 +14,6 @@ Or with nnU-Net's own commands, which find the trainer by an environment variabl
 
     python -m spadnet.integrations.nnunet save .../fold_0/checkpoint_final.pth my_unet
 
-``SPADNET_ENCODER`` names the checkpoint folder or hub id of a SPAD-UNet to start from.
+``SPADNET_ENCODER`` names the checkpoint folder or hub id of a SPAD-UNet to start from; with ``-tr
+nnUNetTrainerSpadnetVit`` that of a SPAD-ViT, which a decoder turns into a segmenting network.
 """

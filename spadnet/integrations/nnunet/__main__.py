@@ -28,7 +28,8 @@ usage: python -m spadnet.integrations.nnunet COMMAND ...
   save CHECKPOINT.pth FOLDER              what was trained, as a checkpoint folder of spadnet
   trainers                                folder for the variable {SEARCH_PATH}
 
-SPADNET_ENCODER=FOLDER names a pretrained SPAD-UNet to start from."""
+SPADNET_ENCODER=FOLDER names a pretrained SPAD-UNet to start from; with -tr {TRAINER}Vit, a
+SPAD-ViT."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Pretrained weights for the levels that a planned U-Net shares with a saved one."""
+"""Pretrained weights for the network that nnU-Net plans."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,14 @@ from typing import NamedTuple
 import torch
 
 from spadnet.models.spad_unet import SpadUNet
-from spadnet.weights.hub import load_checkpoint
+from spadnet.models.vit import SpadViT
+from spadnet.weights.hub import load_checkpoint, load_vit
 
 _LEVEL = re.compile(r"(?P<part>encoder\.stages|decoder\.ups|decoder\.stages)\.(?P<level>\d+)\.")
 
 
 class Transfer(NamedTuple):
-    """What a U-Net took over.
+    """What a network took over.
 
     Attributes:
         source: Where from.
@@ -32,9 +33,10 @@ class Transfer(NamedTuple):
             len({m[0] for key in self.taken if (m := _LEVEL.match(key)) and m["part"] == part})
             for part in ("encoder.stages", "decoder.stages")
         )
+        levels = f" ({encoder} levels of the encoder, {decoder} of the decoder)" if encoder else ""
         return (
-            f"{self.source}: {encoder} levels of the encoder and {decoder} of the decoder taken "
-            f"over, {len(self.fresh)} tensors start afresh, {len(self.unused)} unused"
+            f"{self.source}: {len(self.taken)} tensors taken over{levels}, {len(self.fresh)} start "
+            f"afresh, {len(self.unused)} unused"
         )
 
 
@@ -81,3 +83,27 @@ def put_pretrained(unet: SpadUNet, source: str | Path) -> Transfer:
         fresh=[key for key in own if key not in taken],
         unused=[key for key in saved if key not in taken],
     )
+
+
+@torch.no_grad()
+def put_pretrained_vit(vit: SpadViT, source: str | Path) -> Transfer:
+    """Put the weights of a saved encoder into one without a classifier.
+
+    Args:
+        vit: The encoder that takes the weights, in place.
+        source: Checkpoint folder or hub id of a SPAD-ViT or of what holds one; its first layer is
+            adapted to the channels of the image, its position grid to that of ``vit``.
+
+    Raises:
+        ValueError: If it holds no SPAD-ViT, or one of another size.
+        OSError: If the hub cannot be reached.
+    """
+    grid = vit.pos_embed.shape[2:]
+    saved = load_vit(source, in_chans=vit.in_chans, pos_grid=grid).state_dict()
+    own = vit.state_dict()  # shares memory with the network
+    for key, value in own.items():
+        if key not in saved or saved[key].shape != value.shape:
+            raise ValueError(f"{source}: holds an encoder of another size: {key} does not fit")
+    for key, value in own.items():
+        value.copy_(saved[key])
+    return Transfer(str(source), list(own), [], [key for key in saved if key not in own])

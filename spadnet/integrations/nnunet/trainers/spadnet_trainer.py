@@ -1,5 +1,5 @@
-"""What nnU-Net finds by the name of the class; it lives elsewhere to stay importable."""
+"""What nnU-Net finds by the names of classes; they live elsewhere to stay importable."""
 
-from spadnet.integrations.nnunet.trainer import nnUNetTrainerSpadnet
+from spadnet.integrations.nnunet.trainer import nnUNetTrainerSpadnet, nnUNetTrainerSpadnetVit
 
-__all__ = ["nnUNetTrainerSpadnet"]
+__all__ = ["nnUNetTrainerSpadnet", "nnUNetTrainerSpadnetVit"]
