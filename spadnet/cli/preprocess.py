@@ -15,7 +15,7 @@ from spadnet.data import catalogue
 from spadnet.data.atomic import write_atomic
 from spadnet.data.fingerprint import as_text, fingerprint
 from spadnet.data.fingerprint_page import render, thumbnails
-from spadnet.data.inputs import Item, list_items, list_recipe_items
+from spadnet.data.inputs import Item, list_items, list_recipe_items, split_series
 from spadnet.data.prepare_folder import QUARANTINE, Prepared, prepare_store
 from spadnet.data.prepare_item import Settings
 from spadnet.data.recipes import format_recipes, load_recipe
@@ -59,9 +59,9 @@ def _items(options: dict[str, Any]) -> list[Item]:
     """What to prepare: all images of the input, or those that a recipe knows."""
     source, dataset = str(options["in"]), options["dataset"]
     if options["recipe"] is None:
-        return list_items(source, dataset=dataset)
+        return split_series(list_items(source, dataset=dataset))
     recipe = load_recipe(str(options["recipe"]))
-    items = list_recipe_items(recipe, source, dataset=dataset)
+    items = split_series(list_recipe_items(recipe, source, dataset=dataset))
     logger.info("%s: %d files; licence: %s", recipe.name, len(items), recipe.licence or "not known")
     if recipe.home is not None:
         logger.info("see %s", recipe.home)

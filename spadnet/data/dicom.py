@@ -1,6 +1,8 @@
 """DICOM headers: which files make a series, in which order, and whether they make a volume."""
 
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,20 @@ _TAGS = [
     "Rows",
     "Columns",
 ]
+
+
+class Part(NamedTuple):
+    """A series of a folder.
+
+    Attributes:
+        name: Series instance UID, or the name of the one file; empty where it is all there is.
+        path: The folder, or the one file.
+        files: Names of the files in the folder; None for all.
+    """
+
+    name: str
+    path: Path
+    files: tuple[str, ...] | None
 
 
 class Header(NamedTuple):
@@ -66,7 +82,10 @@ def read_header(path: Path) -> Header:
     """
     name = file_name(path)
     try:
-        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of identifiers that break DICOM's rules
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            series = str(data.get("SeriesInstanceUID") or "")
         rows, columns = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
         orientation = data.get("ImageOrientationPatient")
         position = data.get("ImagePositionPatient")
@@ -74,7 +93,7 @@ def read_header(path: Path) -> Header:
             modality=str(data.get("Modality") or "") or None,
             num_frames=int(data.get("NumberOfFrames") or 1),
             is_volume="SharedFunctionalGroupsSequence" in data,
-            series=str(data.get("SeriesInstanceUID") or ""),
+            series=series,
             size=(rows, columns),
             orientation=tuple(map(float, orientation)) if orientation else None,
             position=(float(position[0]), float(position[1]), float(position[2]))
@@ -90,18 +109,57 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def find_series(folder: Path) -> list[Series]:
+def split_series(folder: Path) -> list[Part]:
+    """Tell the DICOM series of a folder (not of its subfolders) apart, whatever their state.
+
+    Returns:
+        The folder itself where it holds one series; else one part per series, sorted by name. A
+        file too damaged to tell its series is a part of its own, so that it is heard of.
+    """
+    series: dict[str, list[str]] = {}
+    try:
+        paths = _dicom_files(folder)
+    except OSError:  # reading the folder will say which
+        return [Part("", folder, None)]
+    for path in paths:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of identifiers that break DICOM's rules
+                data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+                uid = str(data.get("SeriesInstanceUID") or "")
+        except Exception:  # pydicom raises many kinds; reading the file will say which
+            uid = path.name
+        series.setdefault(uid, []).append(path.name)
+    if len(series) < 2:
+        return [Part("", folder, None)]
+    parts = [
+        Part(files[0], folder / files[0], None)
+        if len(files) == 1
+        else Part(uid or "unnamed", folder, tuple(files))
+        for uid, files in series.items()
+    ]
+    return sorted(parts, key=lambda part: part.name)
+
+
+def find_series(folder: Path, files: Sequence[str] | None = None) -> list[Series]:
     """Find the DICOM series of a folder (not of its subfolders) and check that they are volumes.
+
+    Args:
+        folder: Where to look.
+        files: Names of the files to look at; None for all.
 
     Raises:
         ImageError: If there is none, or one has slices that do not make a volume.
     """
     name = file_name(folder)
     groups: dict[str, list[tuple[str, Header]]] = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_file() and not entry.name.startswith(".") and _is_dicom(entry.path):
-            header = read_header(Path(entry.path))
-            groups.setdefault(header.series, []).append((entry.path, header))
+    paths = _dicom_files(folder)
+    if files is not None:
+        wanted = set(files)
+        paths = [path for path in paths if path.name in wanted]
+    for path in paths:
+        header = read_header(path)
+        groups.setdefault(header.series, []).append((str(path), header))
     if not groups:
         raise ImageError(f"{name}: the folder holds no DICOM files")
     return [_sorted_series(members, name=name) for _, members in sorted(groups.items())]
@@ -148,7 +206,15 @@ def decode(path: Path) -> tuple[np.ndarray, Grid]:
     return array, grid
 
 
-def _is_dicom(path: str) -> bool:
+def _dicom_files(folder: Path) -> list[Path]:
+    """DICOM files of a folder, sorted by name."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file()]
+    paths = [folder / name for name in sorted(names) if not name.startswith(".")]
+    return [path for path in paths if _is_dicom(path)]
+
+
+def _is_dicom(path: Path) -> bool:
     with open(path, "rb") as stream:
         return stream.read(132)[128:] == b"DICM"
 

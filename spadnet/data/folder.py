@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from spadnet.data.datasets import Volume, to_volume
+from spadnet.data.dicom import Part, split_series
 from spadnet.data.image import ImageError, file_name, one_line
 from spadnet.data.io import SUFFIXES, read_frames
 from spadnet.data.preprocess import prepare
@@ -59,9 +60,14 @@ def load_folder(
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
     volumes = []
     paths = find_images(folder)
-    for path in paths:
+    parts = [
+        part
+        for path in paths
+        for part in (split_series(path) if path.is_dir() else [Part("", path, None)])
+    ]
+    for part in parts:
         try:
-            frames = read_frames(path)
+            frames = read_frames(part.path, files=part.files)
             weight = (2 * len(frames) - 1) / len(frames) ** 2
             for frame in frames:
                 prepared = prepare(frame)
@@ -76,7 +82,7 @@ def load_folder(
                 raise
             _log.warning("left out: %s", error)
     if not volumes:
-        raise ImageError(f"{file_name(folder)}: none of its {len(paths)} images can be used")
+        raise ImageError(f"{file_name(folder)}: none of its {len(parts)} images can be used")
     return volumes
 
 

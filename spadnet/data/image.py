@@ -26,6 +26,26 @@ class ImageError(ValueError):
     """An image that cannot be used. The message is one line: ``<file>: <reason>``."""
 
 
+class NiftiForm(NamedTuple):
+    """What the header of a NIfTI file says of geometry, to be written again as it was.
+
+    Attributes:
+        codes: Of the sform and of the qform.
+        rows: The sform's, 12 values.
+        quaternion: The qform's: b, c, d.
+        offset: The qform's.
+        pixdim: The first four: handedness, then spacings of the file's axes.
+        units: Of space and time.
+    """
+
+    codes: tuple[int, int]
+    rows: tuple[float, ...]
+    quaternion: Vector
+    offset: Vector
+    pixdim: tuple[float, ...]
+    units: int
+
+
 class Grid(NamedTuple):
     """The voxel grid of a file, unchanged.
 
@@ -35,6 +55,7 @@ class Grid(NamedTuple):
         direction: Unit vector (L, P, S) of each of these axes. A sheared file keeps its shear.
         origin: World position (L, P, S) in mm of the first voxel.
         num_axes: Spatial axes in the file: 2 or 3.
+        nifti: Of a NIfTI file, what its header says.
     """
 
     size: tuple[int, int, int]
@@ -42,6 +63,7 @@ class Grid(NamedTuple):
     direction: Matrix
     origin: Vector
     num_axes: int
+    nifti: NiftiForm | None = None
 
 
 class Axes(NamedTuple):

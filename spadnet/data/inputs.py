@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spadnet.data import dicom
 from spadnet.data.folder import find_images
 from spadnet.data.image import ImageError, file_name
 from spadnet.data.recipe_files import find_files
@@ -38,7 +39,7 @@ class Rules(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One file, or folder with DICOM series, and what the user knows of it.
+    """One file, or DICOM series of a folder, and what the user knows of it.
 
     Attributes:
         path: Where it is.
@@ -48,6 +49,7 @@ class Item(NamedTuple):
         spacing: In mm along the file's own axes, slowest first; None leaves it to the file.
         weight: How often it is drawn, relative to others of its data set.
         rules: What a recipe adds.
+        files: Of a folder, names of the files that are meant; None for all.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Item(NamedTuple):
     spacing: tuple[float, float, float] | None = None
     weight: float = 1.0
     rules: Rules = Rules()
+    files: tuple[str, ...] | None = None
 
 
 def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
@@ -88,9 +91,7 @@ def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
         items = _match(path, dataset=dataset)
     else:
         raise ImageError(f"{file_name(path)}: no such file or folder")
-    repeated = [key for key, count in Counter(item.key for item in items).items() if count > 1]
-    if repeated:
-        raise ImageError(f"{file_name(path)}: {repeated[0]} is listed twice")
+    _refuse_repeated(items, what=file_name(path))
     return _named(items)
 
 
@@ -127,6 +128,37 @@ def list_recipe_items(
         )
         for source in find_files(recipe, Path(folder).expanduser())
     )
+
+
+def split_series(items: Iterable[Item]) -> list[Item]:
+    """Make each DICOM series of a folder an item of its own, so that none suffers from another.
+
+    Args:
+        items: As listed. Headers are read where an item is a folder.
+
+    Returns:
+        Items, sorted by key. A folder with one series stays as it is; of several, each has the name
+        of its series, or of its only file, behind the folder's key.
+
+    Raises:
+        ImageError: If two images have one key.
+    """
+    split = []
+    for item in items:
+        if item.rules.channels or item.files is not None or not item.path.is_dir():
+            split.append(item)
+            continue
+        for part in dicom.split_series(item.path):
+            key = f"{item.key}/{part.name}" if part.name else item.key
+            split.append(item._replace(key=key, path=part.path, files=part.files))
+    _refuse_repeated(split, what="the input")
+    return _named(split)
+
+
+def _refuse_repeated(items: Iterable[Item], *, what: str) -> None:
+    repeated = [key for key, count in Counter(item.key for item in items).items() if count > 1]
+    if repeated:
+        raise ImageError(f"{what}: {repeated[0]} is listed twice")
 
 
 def _named(items: Iterable[Item]) -> list[Item]:

@@ -6,7 +6,6 @@ SimpleITK decodes NRRD, MetaImage, DICOM and pictures; ``nifti`` reads NIfTI and
 
 import logging
 import os
-import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813, the name that its documentation uses
 
 from spadnet.data import dicom, pictures
+from spadnet.data.decoder_errors import reason_of
 from spadnet.data.headers import check_announced, missing_data_file
 from spadnet.data.image import (
     Axes,
@@ -55,19 +55,6 @@ SUFFIXES = (*NIFTI_SUFFIXES, *FREESURFER_SUFFIXES, *PICTURE_SUFFIXES, *VOLUME_SU
 """Name endings of files that need no spacing to be given."""
 WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", *PICTURE_SUFFIXES)
 
-_CLUES = {
-    "Unable to determine ImageIO reader": "not an image, or too damaged to tell",
-    "determinant": "the direction matrix is degenerate",
-    "irection": "the direction matrix is degenerate",
-    "memory": "too large for the memory",
-    "No such file": "truncated or damaged",
-    "PNG critical error": "truncated or damaged",
-    "fread got only": "truncated",
-    "Cannot read requested file": "a file of it is truncated or damaged",
-    "eading file": "truncated or damaged",
-    "eading the row": "truncated or damaged",
-    "read error": "truncated or damaged",
-}
 _log = logging.getLogger(__name__)
 
 
@@ -93,12 +80,18 @@ def read_image(path: str | Path, *, spacing: Sequence[float] | None = None) -> I
     return images[0]
 
 
-def read_frames(path: str | Path, *, spacing: Sequence[float] | None = None) -> list[Image]:
+def read_frames(
+    path: str | Path,
+    *,
+    spacing: Sequence[float] | None = None,
+    files: Sequence[str] | None = None,
+) -> list[Image]:
     """Read every image that a file or folder holds: the frames of a 4D file, series of a folder.
 
     Args:
         path: File, or folder with DICOM series.
         spacing: As in ``read_image``.
+        files: Of a folder, names of the DICOM files to read; None for all.
 
     Returns:
         At least one image.
@@ -108,10 +101,10 @@ def read_frames(path: str | Path, *, spacing: Sequence[float] | None = None) -> 
     """
     name = file_name(path)
     images = []
-    for stored in _read_stored(Path(path), name=name, spacing=spacing):
+    for stored in _read_stored(Path(path), name=name, spacing=spacing, files=files):
         grid = stored.grid
         if spacing is not None:
-            grid = grid._replace(spacing=three_spacings(spacing, name=name))
+            grid = grid._replace(spacing=three_spacings(spacing, name=name), nifti=None)
         frames = _checked(stored.frames, name=name)
         for index, frame in enumerate(frames):
             source = name if len(frames) == 1 else f"{name}[{index}]"
@@ -159,16 +152,18 @@ def write_like(array: np.ndarray, image: Image, path: str | Path) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{name}: cannot be written: {_reason(error)}") from error
+        raise ImageError(f"{name}: cannot be written: {reason_of(error)}") from error
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def _read_stored(path: Path, *, name: str, spacing: Sequence[float] | None) -> list[Stored]:
+def _read_stored(
+    path: Path, *, name: str, spacing: Sequence[float] | None, files: Sequence[str] | None
+) -> list[Stored]:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            return [_read_series(series, name=name) for series in dicom.find_series(path)]
+            return [_read_series(series, name=name) for series in dicom.find_series(path, files)]
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"{name}: not a regular file")
         if status.st_size == 0:
@@ -224,7 +219,7 @@ def _read_series(series: dicom.Series, *, name: str) -> Stored:
         try:
             image = reader.Execute()
         except RuntimeError as error:
-            raise ImageError(f"{name}: {_reason(error)}") from error
+            raise ImageError(f"{name}: {reason_of(error)}") from error
     array, grid = _sitk_frames(image, _channels_first(image), name=name)
     return Stored(array, grid, series.modality)
 
@@ -243,7 +238,7 @@ def _decode(path: Path, *, name: str) -> Any:
         except RuntimeError as error:
             if file := missing_data_file(path):
                 raise ImageError(f"{name}: its voxels in {file!r}: no such file") from error
-            raise ImageError(f"{name}: {_reason(error)}") from error
+            raise ImageError(f"{name}: {reason_of(error)}") from error
 
 
 def _sitk_frames(image: Any, array: np.ndarray, *, name: str) -> tuple[np.ndarray, Grid]:
@@ -332,16 +327,3 @@ def _checked(frames: np.ndarray, *, name: str) -> np.ndarray:
 def _suffix(path: Path) -> str:
     name = path.name.lower()
     return next((s for s in (".nii.gz", ".img.gz") if name.endswith(s)), path.suffix.lower())
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in words: ITK's messages are long and name its own sources."""
-    whole, text = str(error), one_line(error)
-    if found := re.search(r"expected \d+ bytes but received \d+", text):
-        return f"truncated: {found[0]}"
-    if found := re.search(r"change spacing from .* to \[(.*)\]", text):
-        return f"spacing {found[1].replace(', ', ' x ')} mm must be positive and finite"
-    for clue, reason in _CLUES.items():
-        if clue in whole:
-            return reason
-    return re.sub(r"^.*(ITK ERROR:|sitk::ERROR:)\s*|\w+\(0x[0-9a-f]+\):?\s*", "", text)

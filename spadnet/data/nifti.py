@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from spadnet.data.headers import MAX_BYTES, MAX_RATIO
-from spadnet.data.image import Axes, Grid, ImageError, Stored, file_name, one_line
+from spadnet.data.image import Axes, Grid, ImageError, NiftiForm, Stored, file_name, one_line
 
 _SLACK = 1 << 20  # bytes after the voxels that are let pass
 
@@ -79,7 +79,9 @@ def read_nifti(path: Path) -> Stored:
 
 
 def write_nifti(array: np.ndarray, path: Path, *, axes: Axes) -> None:
-    """Write values in the file's own order as NIfTI with exactly the affine of the file.
+    """Write values in the file's own order as NIfTI with exactly the geometry of the file.
+
+    Where that was NIfTI, sform, qform, their codes, spacings and units are those of its header.
 
     Args:
         array: Values, [*axes.grid.size], or [C, *axes.grid.size] as a vector image.
@@ -103,6 +105,8 @@ def write_nifti(array: np.ndarray, path: Path, *, axes: Axes) -> None:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
+    if grid.nifti is not None:
+        _set_form(image.header, grid.nifti)
     nib.save(image, path)
 
 
@@ -133,7 +137,33 @@ def _grid(proxy: Any, *, shape: tuple[int, ...], name: str) -> Grid:
         direction=(tuple(rows[0]), tuple(rows[1]), tuple(rows[2])),
         origin=(float(affine[0, 3]), float(affine[1, 3]), float(affine[2, 3])),
         num_axes=max(num_axes, 2),
+        nifti=_form_of(header) if "sform_code" in header else None,
     )
+
+
+def _form_of(header: Any) -> NiftiForm:
+    def numbers(*names: str) -> tuple[float, ...]:
+        return tuple(float(value) for name in names for value in np.atleast_1d(header[name]))
+
+    b, c, d = numbers("quatern_b", "quatern_c", "quatern_d")
+    x, y, z = numbers("qoffset_x", "qoffset_y", "qoffset_z")
+    return NiftiForm(
+        codes=(int(header["sform_code"]), int(header["qform_code"])),
+        rows=numbers("srow_x", "srow_y", "srow_z"),
+        quaternion=(b, c, d),
+        offset=(x, y, z),
+        pixdim=numbers("pixdim")[:4],
+        units=int(header["xyzt_units"]),
+    )
+
+
+def _set_form(header: Any, form: NiftiForm) -> None:
+    header["sform_code"], header["qform_code"] = form.codes
+    header["srow_x"], header["srow_y"], header["srow_z"] = np.reshape(form.rows, (3, 4))
+    header["quatern_b"], header["quatern_c"], header["quatern_d"] = form.quaternion
+    header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = form.offset
+    header["pixdim"][:4] = form.pixdim
+    header["xyzt_units"] = form.units
 
 
 def _raw_pixdim(proxy: Any) -> np.ndarray:

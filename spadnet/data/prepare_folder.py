@@ -156,7 +156,11 @@ def _finish(out: Path, entries: Mapping[str, Entry], faults: list[Fault], *, kep
 def _signature(item: Item, settings: Settings) -> str:
     """Hash of a source's size and time of change, and of all that decides what becomes of it."""
     try:
-        files = sorted(item.path.iterdir()) if item.path.is_dir() else [item.path]
+        files = [item.path]
+        if item.files is not None:
+            files = [item.path / name for name in item.files]
+        elif item.path.is_dir():
+            files = sorted(item.path.iterdir())
         state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError:
         state = []

@@ -14,7 +14,7 @@ from spadnet.data.io import read_frames
 from spadnet.data.journal import Fault, Outcome, hash_of
 from spadnet.data.preprocess import Window, bound_in_plane, cut_to_body, scale
 from spadnet.data.recipe_files import frame_weights
-from spadnet.data.store import SUFFIX, StoredImage, storable, write_volume
+from spadnet.data.store import PACKING, SUFFIX, StoredImage, storable, write_volume
 
 IMAGES = "images"
 
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
     def digest(self) -> str:
         """Hash that names these settings."""
-        return hash_of({"format": _FORMAT, **self._asdict()})
+        return hash_of({"format": _FORMAT, "packing": PACKING, **self._asdict()})
 
 
 def prepare_item(item: Item, *, settings: Settings, out: Path) -> Outcome:
@@ -53,7 +53,7 @@ def prepare_item(item: Item, *, settings: Settings, out: Path) -> Outcome:
     """
     outcome = Outcome([], [])
     try:
-        frames = read_frames(item.path, spacing=item.spacing)
+        frames = read_frames(item.path, spacing=item.spacing, files=item.files)
         modalities = _modalities(frames, item)
     except Exception as error:  # whatever a decoder makes of a damaged file
         return Outcome([], [Fault(item.key, _reason(error, item))])

@@ -27,6 +27,16 @@ _META = "spadnet"
 # a crop decompresses little beyond its own border; chunks keep the index small.
 _CHUNK, _BLOCK = (32, 128, 128), (8, 32, 64)
 _FLAT_CHUNK, _FLAT_BLOCK = (1, 512, 512), (1, 128, 128)
+# Bytes that vary alike lie together: of 16 bits whole bytes, of 8 bits single ones. Of what is
+# quick to read this is the smallest.
+_CODEC, _LEVEL = blosc2.Codec.LZ4HC, 5
+_FILTERS = {1: blosc2.Filter.BITSHUFFLE, 2: blosc2.Filter.SHUFFLE}
+
+PACKING = [
+    *(_CHUNK, _BLOCK, _FLAT_CHUNK, _FLAT_BLOCK),
+    *(_CODEC.name, _LEVEL, [kind.name for kind in _FILTERS.values()]),
+]
+"""All that decides how voxels become bytes; stores that were packed otherwise are made again."""
 
 
 class StoredImage(NamedTuple):
@@ -146,17 +156,14 @@ def pack(array: np.ndarray, image: StoredImage) -> bytes:
         image: What the file shall say.
     """
     chunks, blocks = _partition(array.shape)
-    # Bytes that vary alike lie together: of 16 bits whole bytes, of 8 bits single ones. Of what is
-    # quick to read this is the smallest.
-    filters = blosc2.Filter.BITSHUFFLE if array.itemsize == 1 else blosc2.Filter.SHUFFLE
     packed = blosc2.asarray(
         np.ascontiguousarray(array),
         chunks=chunks,
         blocks=blocks,
         cparams={
-            "codec": blosc2.Codec.LZ4HC,
-            "clevel": 5,
-            "filters": [filters],
+            "codec": _CODEC,
+            "clevel": _LEVEL,
+            "filters": [_FILTERS[array.itemsize]],
             "filters_meta": [0],
             "nthreads": 1,
         },

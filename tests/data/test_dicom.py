@@ -8,6 +8,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from spadnet.data.dicom import split_series
 from spadnet.data.io import ImageError, read_frames, read_image
 
 CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -135,6 +136,30 @@ def test_several_series_in_a_folder_are_several_images(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not DICOM")
     frames = read_frames(tmp_path)
     assert sorted(frame.array.shape[1] for frame in frames) == [2, 3]
+
+
+def test_series_of_a_folder_are_told_apart_whatever_their_state(tmp_path: Path) -> None:
+    write_series(tmp_path / "one", [0.0, 1.0])
+    (tmp_path / "one" / "notes.txt").write_text("not DICOM")
+    assert split_series(tmp_path / "one") == [("", tmp_path / "one", None)]
+    folder = tmp_path / "several"
+    good, gap = "1.2.826.1", "1.2.826.2"
+    write_series(folder, [0.0, 1.0, 2.0], SeriesInstanceUID=good)
+    write_series(tmp_path / "gap", [0.0, 1.0, 5.0], SeriesInstanceUID=gap)
+    for path in (tmp_path / "gap").iterdir():
+        path.rename(folder / f"gap{path.name}")
+    write_dicom(folder / "xray.dcm", np.zeros((5, 6), np.int16), SeriesInstanceUID="1.2.826.3")
+    (folder / "cut.dcm").write_bytes((folder / "xray.dcm").read_bytes()[:136])
+    parts = split_series(folder)
+    assert [part.name for part in parts] == [good, gap, "cut.dcm", "xray.dcm"]
+    whole, broken, cut, alone = parts
+    (image,) = read_frames(whole.path, files=whole.files)
+    assert image.array.shape[1] == 3
+    assert (alone.path, alone.files) == (folder / "xray.dcm", None)
+    with pytest.raises(ImageError, match="some are missing"):
+        read_frames(broken.path, files=broken.files)
+    with pytest.raises(ImageError, match=r"cut\.dcm"):
+        read_frames(cut.path)
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,37 @@ def test_unreadable_file_is_named(write_nifti: WriteNifti, ramp: np.ndarray) -> 
 # --- writing -------------------------------------------------------------------------------------
 
 
+GEOMETRY = ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c")
+GEOMETRY += ("quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units")
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform"), [(2, 0), (0, 1), (4, 3), (0, 0)], ids=["sform", "qform", "both", "neither"]
+)
+@pytest.mark.parametrize("sheared", [False, True])
+def test_nifti_header_keeps_the_bytes_of_its_geometry(
+    tmp_path: Path, ramp: np.ndarray, sform: int, qform: int, sheared: bool
+) -> None:
+    image = nib.Nifti1Image(np.transpose(ramp), None)
+    affine = scaled(OBLIQUE, 0.7, 0.8, 3.3)
+    affine[0, 1] += 0.2 * sheared
+    image.header.set_sform(affine, code=sform)
+    image.header.set_qform(scaled(OBLIQUE, 0.7, 0.8, 3.3), code=qform)
+    image.header["pixdim"][1:4] = (0.71, 0.81, 3.31)  # not quite what the sform says
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii")
+    read = read_image(tmp_path / "a.nii")
+    write_like(read.array[0] > 9, read, tmp_path / "mask.nii.gz")
+    before, after = nib.load(tmp_path / "a.nii").header, nib.load(tmp_path / "mask.nii.gz").header
+    for field in GEOMETRY:
+        assert after[field].tobytes() == before[field].tobytes(), field
+    assert after["pixdim"][:4].tobytes() == before["pixdim"][:4].tobytes()
+    assert after["dim"].tobytes() == before["dim"].tobytes()
+    given = read_image(tmp_path / "a.nii", spacing=(2.0, 1.0, 1.0))
+    write_like(given.array[0] > 9, given, tmp_path / "given.nii")
+    assert read_image(tmp_path / "given.nii").spacing == pytest.approx(given.spacing)
+
+
 @pytest.mark.parametrize("name", ["mask.nii.gz", "mask.nii", "mask.nrrd", "mask.mha"])
 @pytest.mark.parametrize(
     "affine",

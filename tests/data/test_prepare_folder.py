@@ -9,15 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_files
 import nibabel as nib
 import numpy as np
 import PIL.Image
 import pytest
 
 from spadnet.data import prepare_folder
+from spadnet.data import prepare_item as prepare_item_module
 from spadnet.data.catalogue import Record, read_catalogue
 from spadnet.data.image import ImageError
-from spadnet.data.inputs import Item, list_items
+from spadnet.data.inputs import Item, list_items, split_series
 from spadnet.data.journal import Fault, Outcome
 from spadnet.data.prepare_folder import Prepared, prepare_store
 from spadnet.data.prepare_item import Settings, prepare_item
@@ -88,6 +90,25 @@ def test_bad_file_is_quarantined_with_its_reason(scans: Path, tmp_path: Path) ->
         {"file": "flat.nii[1]", "reason": "all voxels are 0; there is nothing to see"},
     ]
     assert "flat.nii[0]" in {record.key for record in prepared.records}
+
+
+def test_bad_series_costs_no_other_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "scans" / "case"
+    folder.mkdir(parents=True)
+    for series, heights in {"1.2.826.1": [0, 3, 6], "1.2.826.2": [0, 3, 9]}.items():
+        for height in heights:
+            slice_ = hostile_files.dicom(float(height), SeriesInstanceUID=series)
+            (folder / f"{series}-{height}.dcm").write_bytes(slice_)
+    (folder / "xray.dcm").write_bytes(hostile_files.dicom(0.0, SeriesInstanceUID="1.2.826.3"))
+    items = split_series(list_items(str(tmp_path / "scans")))
+    prepared = prepare_store(items, tmp_path / "store", settings=SETTINGS, workers=0)
+    records = {record.key: record for record in prepared.records}
+    assert sorted(records) == ["case/1.2.826.1", "case/xray.dcm"]
+    assert records["case/1.2.826.1"].shape[1] == 3
+    assert {record.weight for record in prepared.records} == {1.0}
+    (fault,) = prepared.faults
+    assert fault.file == "case/1.2.826.2"
+    assert fault.reason.startswith("uneven slices, 3 to 6 mm apart")
 
 
 def test_nothing_usable_is_an_error_and_says_where_the_reasons_are(
@@ -236,6 +257,17 @@ def test_only_what_changed_is_made_again(scans: Path, tmp_path: Path) -> None:
     other = make(scans, out, settings=Settings(crop=False))
     assert other.kept == 0
     assert {r.preprocessing for r in other.records} == {Settings(crop=False).digest()}
+
+
+def test_store_that_was_packed_otherwise_is_made_again(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(prepare_item_module, "PACKING", ["older"])
+        make(scans, tmp_path / "store")
+    assert make(scans, tmp_path / "store").kept == 0
+    make(scans, tmp_path / "new")
+    assert content(tmp_path / "store") == content(tmp_path / "new")
 
 
 def test_store_of_other_images_is_left_alone(scans: Path, tmp_path: Path) -> None:
