@@ -103,6 +103,22 @@ VERBS = {
         "spadnet pretrain-mim experiment=mim_tiny tokenizer=runs/tokenizer_tiny/tokenizer",
         "pretrain_mim",
     ),
+    "finetune": Verb(
+        "spadnet.cli.finetune",
+        "Train a classifier, a regressor or a segmentor on labelled images",
+        "data.path=FILE|FOLDER [experiment=NAME] [init=FOLDER] [out=FOLDER] [resume=auto] "
+        "[KEY=VALUE]",
+        "spadnet finetune experiment=pneumonia_tiny data.path=pneumoniamnist.npz",
+        "finetune",
+        (
+            "data.path is a MedMNIST npz, a CSV table (columns image, label, split, patient), a",
+            "JSON list of files, an nnU-Net or Decathlon folder, or one folder per class. What is",
+            "best on validation is in out/best, the end in out/last; the best is scored once on",
+            "the test split, in results.json and predictions.csv or, of label maps, cases.csv",
+            "(test=false leaves it out). Label maps want data.crop=[z,y,x] and data.classes=[...].",
+            "recipe.mode: full; probe and attention keep the encoder of init= as it is.",
+        ),
+    ),
     "embed": Verb(
         "spadnet.cli.embed",
         "Write features of images by a trained encoder",

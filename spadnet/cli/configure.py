@@ -216,8 +216,11 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
 def _check_stage(config: DictConfig, config_name: str) -> None:
     """Refuse an experiment of the other stage: it says which one it is for."""
     stage = config.get("stage")
-    if stage is not None and config_name != f"pretrain_{stage}":
-        raise UsageError(f"this experiment is for spadnet pretrain-{stage}")
+    if stage is None:
+        return
+    wanted = stage if stage == "finetune" else f"pretrain_{stage}"
+    if config_name != wanted:
+        raise UsageError(f"this experiment is for spadnet {wanted.replace('_', '-')}")
 
 
 def _reason(error: BaseException) -> str:

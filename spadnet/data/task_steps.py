@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from spadnet.data.augment import IntensityAugment, IntensityDraw, apply_intensity, draw_intensity
 from spadnet.data.task_images import TaskImage
 from spadnet.data.warp import Warp, WarpRange, draw_warp, foreground_centre, sample, thick_slices
-from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride
+from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
 
 
 class LabelledBatch(NamedTuple):
@@ -71,6 +71,7 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
         batch_size: int,
         seed: int = 0,
         crop: tuple[int, int, int] | None = None,
+        stride: int = 16,
         micro_batch: int | None = None,
         augment: TaskAugment = TaskAugment(),  # noqa: B008
     ) -> None:
@@ -82,6 +83,7 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
             seed: Source of every choice.
             crop: Voxels (z, y, x) of a crop of an isotropic image; slices ``2**degree`` times
                 thicker are as many times fewer. None takes whole images.
+            stride: In-plane stride of the network; crops are rounded up to its multiples.
             micro_batch: Most cases that pass the network together; None for no bound.
             augment: What is done to them.
         """
@@ -93,6 +95,7 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
         self.batch_size = batch_size
         self.seed = seed
         self.crop = crop
+        self.stride = stride
         self.micro_batch = micro_batch or batch_size
         self.augment = augment
 
@@ -167,7 +170,8 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
     def size(self, degree: int) -> tuple[int, int, int]:
         """Voxels of a crop of some degree."""
         assert self.crop is not None
-        depth, height, width = self.crop
-        if degree == MAX_DEGREE:
-            return 1, height, width
-        return max(depth >> degree, depth_stride(16, degree)), height, width
+        depth = 1 if degree == MAX_DEGREE else max(self.crop[0] >> degree, 1)
+        steps = required_multiple(degree, stride=self.stride)
+        sizes = (depth, *self.crop[1:])
+        z, y, x = (-(-size // step) * step for size, step in zip(sizes, steps, strict=True))
+        return z, y, x

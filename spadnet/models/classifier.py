@@ -88,6 +88,6 @@ class AttentionClassifier(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that assign parameters to layers, for layer-wise learning rates."""
         return {
-            "stem": r"^vit\.(cls_token|reg_token|pos_embed|patch_embed)",
+            "stem": r"^vit\.(?:cls_token|reg_token|pos_embed|patch_embed)",
             "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (99999,))],
         }

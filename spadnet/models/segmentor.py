@@ -125,6 +125,6 @@ class VitSegmentor(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that assign parameters to layers, for layer-wise learning rates."""
         return {
-            "stem": r"^pyramid\.vit\.(cls_token|reg_token|pos_embed|patch_embed)",
+            "stem": r"^pyramid\.vit\.(?:cls_token|reg_token|pos_embed|patch_embed)",
             "blocks": [(r"^pyramid\.vit\.blocks\.(\d+)", None)],
         }

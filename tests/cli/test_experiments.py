@@ -19,7 +19,11 @@ from spadnet.data.crop_plan import crop_size
 from spadnet.models.registry import create_model
 from spadnet.models.tokenizer import Tokenizer
 
-EXPERIMENTS = config_groups([config_root()])["experiment"]
+EXPERIMENTS = [
+    name
+    for name in config_groups([config_root()])["experiment"]
+    if "stage: finetune" not in (config_root() / "experiment" / f"{name}.yaml").read_text()
+]
 PARAMETERS = {
     "tokenizer_base": 34_253_955,
     "mim_base": 94_930_944,

@@ -71,3 +71,9 @@ def test_micro_batches_bound_what_passes_together() -> None:
     images = [case(str(i), 5, 1, 8, 8) for i in range(7)]
     steps = TaskSteps(images, batch_size=7, micro_batch=3, augment=PLAIN)
     assert [len(batch.keys) for batch in steps[0]] == [3, 3, 1]
+
+
+def test_crops_are_multiples_of_what_the_network_takes() -> None:
+    images = [case("thick", 2, 10, 40, 40, is_map=True)]
+    steps = TaskSteps(images, batch_size=1, crop=(24, 40, 40), stride=32, augment=PLAIN)
+    assert [steps.size(degree) for degree in (0, 2, 5)] == [(32, 64, 64), (8, 64, 64), (1, 64, 64)]

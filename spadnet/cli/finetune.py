@@ -1,0 +1,211 @@
+"""``spadnet finetune``: a model on labelled images."""
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from spadnet.cli.configure import configure
+from spadnet.cli.finetune_data import build_steps, find_task, preparation, read_split
+from spadnet.cli.finetune_model import (
+    Statistics,
+    build_classifier,
+    build_segmentor,
+    finetune_settings,
+    target_loss,
+)
+from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets, write_results
+from spadnet.cli.training import plain, run_dir, stopped
+from spadnet.data.task_images import Preparation
+from spadnet.data.tasks import TaskData
+from spadnet.evaluate.segmentation_scores import WindowRule
+from spadnet.losses.scores import CHOOSING
+from spadnet.losses.segmentation import SegmentationLoss
+from spadnet.train.datamodule import StepDataModule
+from spadnet.train.finetune_task import FinetuneTask
+from spadnet.train.keep_best import KeepBest
+from spadnet.train.precision import choose_precision
+from spadnet.train.run import FitResult, fit
+from spadnet.train.run_folder import checkpoint_to_resume, record_run
+from spadnet.weights.contract import contract_of
+from spadnet.weights.hub import load_pretrained, save_pretrained
+
+logger = logging.getLogger(__name__)
+
+VERB = "finetune"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train on labelled images; write the best and the last state, and the scores of the best."""
+    config = configure("finetune", argv)
+    if config is None:
+        return 0
+    settings = plain(config)
+    folder = run_dir(config)
+    checkpoint_to_resume(folder, config.resume)
+    choose_precision(config.trainer.precision)
+    rules = finetune_settings(settings)
+    task = find_task(settings)
+    is_map = task.kind == "segmentation"
+    model = build_segmentor(settings, task) if is_map else build_classifier(settings, task)
+    rule = preparation(settings["data"], in_chans=in_chans(model), is_map=is_map)
+    workers = settings["data"]["read_workers"]
+    train = read_split(task, "train", rule=rule, workers=workers)
+    val = read_split(task, "val", rule=rule, workers=workers)
+    stride = contract_of(cast(Any, model)).stride
+    steps = build_steps(
+        settings["data"], train, seed=settings["seed"], is_map=is_map, stride=stride
+    )
+    statistics, judge = Statistics(), None
+    loss: nn.Module
+    if is_map:
+        assert steps.crop is not None
+        window = WindowRule(
+            steps.crop,
+            stride,
+            overlap=settings["validate"]["overlap"],
+            flips=tuple(settings["validate"]["flips"]),
+        )
+        loss = SegmentationLoss(num_classes=len(task.classes))
+        judge = judge_maps(settings, task, rule, window, val)
+    else:
+        loss, statistics = target_loss(settings, task, train)
+        judge = judge_targets(settings, task, rule, statistics, val)
+    module = FinetuneTask(
+        model,
+        loss,
+        max_steps=settings["trainer"]["max_steps"],
+        settings=rules,
+        keep_bad_batch=folder / "bad_batch.pt",
+    )
+
+    def save(found: nn.Module, step: int, scores: Mapping[str, float], name: str = "best") -> None:
+        facts = facts_of(settings, task, rule, statistics, step=step, scores=scores)
+        save_pretrained(
+            without_deep_supervision(found),
+            folder / name,
+            name=settings["model"]["name"],
+            training=facts,
+            intensity={"crop_to_foreground": rule.crop, "max_in_plane": rule.max_in_plane},
+        )
+
+    best = KeepBest(
+        judge.validate,
+        save,
+        chosen_by=CHOOSING[task.kind],
+        every_steps=settings["validate"]["every_steps"],
+        patience=settings["validate"]["patience"],
+    )
+    data = StepDataModule(
+        cast(Any, steps),
+        max_steps=settings["trainer"]["max_steps"],
+        num_workers=settings["data"]["num_workers"],
+    )
+    result = train_task(module, data, config, best, argv=argv)
+    code = stopped(result, config, argv=argv, verb=VERB)
+    if code is not None:
+        return code
+    save(module.final_model, result.step, {}, "last")
+    logger.info("best state, after step %d, written to %s", best.best_step, folder / "best")
+    if settings["test"] and task.of("test"):
+        score_test(judge, settings, task, folder, seconds=result.seconds)
+    return 0
+
+
+def score_test(
+    judge: Judge, settings: Mapping[str, Any], task: TaskData, folder: Path, *, seconds: float
+) -> None:
+    """Score the best state on the test split and write what came out."""
+    begin = time.monotonic()
+    scores = judge.test(load_pretrained(folder / "best"), folder)
+    seconds += time.monotonic() - begin
+    write_results(folder / "results.json", settings, task, scores, seconds=seconds)
+    logger.info("test: %s", ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+
+def without_deep_supervision(model: nn.Module) -> nn.Module:
+    """A copy that gives the logits of the finest level alone; other models as they are."""
+    decoder: Any = getattr(model, "decoder", None)
+    if decoder is None or not decoder.deep_supervision:
+        return model
+    model = copy.deepcopy(model)
+    cast(Any, model).decoder.deep_supervision = False
+    return model
+
+
+def train_task(
+    module: FinetuneTask,
+    data: StepDataModule,
+    config: DictConfig,
+    best: KeepBest,
+    *,
+    argv: Sequence[str],
+) -> FitResult:
+    """Record the run and train."""
+    folder = run_dir(config)
+    record_run(
+        folder,
+        config=OmegaConf.to_yaml(config, resolve=True),
+        command=["spadnet", VERB, *argv],
+    )
+    trainer, callbacks, log = config.trainer, config.callbacks, config.logger
+    return fit(
+        module,
+        data,
+        folder,
+        precision=trainer.precision,
+        accelerator=trainer.accelerator,
+        threads=trainer.threads,
+        resume=config.resume,
+        save_every_steps=callbacks.save_every_steps,
+        keep_last=callbacks.keep_last,
+        log_every_steps=log.every_steps,
+        tensorboard=log.tensorboard,
+        csv_file=log.csv,
+        show_progress=callbacks.show_progress,
+        description=config.name,
+        seed=config.seed,
+        callbacks=[best],
+    )
+
+
+def in_chans(model: nn.Module) -> int:
+    """Channels that a model takes."""
+    return int(cast(Any, getattr(model, "vit", model)).in_chans)
+
+
+def facts_of(
+    settings: Mapping[str, Any],
+    task: TaskData,
+    rule: Preparation,
+    statistics: Statistics,
+    *,
+    step: int,
+    scores: Mapping[str, float],
+) -> dict[str, Any]:
+    """What a checkpoint folder tells of a fine-tuned model; prediction needs ``task``."""
+    mean, std = statistics
+    return {
+        "stage": "finetune",
+        "run": settings["name"],
+        "steps": step,
+        "seed": settings["seed"],
+        "data": [task.name],
+        "task": {
+            "kind": task.kind,
+            "classes": list(task.classes),
+            "preparation": json.loads(json.dumps(rule._asdict())),
+            "flips": list(settings["validate"]["flips"]),
+            "crop": settings["data"]["crop"] if task.kind == "segmentation" else None,
+            "overlap": settings["validate"]["overlap"],
+            "value_mean": None if mean is None else mean.tolist(),
+            "value_std": None if std is None else std.tolist(),
+        },
+        "validation": dict(scores),
+    }

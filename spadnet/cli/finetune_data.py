@@ -1,0 +1,123 @@
+"""The labelled images of a fine-tuning from a ``data`` section."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spadnet.cli.training import call
+from spadnet.cli.usage import UsageError
+from spadnet.data.augment import IntensityAugment
+from spadnet.data.task_forms import Columns, read_task
+from spadnet.data.task_images import CaseReader, Preparation, TaskImage, read_cases
+from spadnet.data.task_steps import TaskAugment, TaskSteps
+from spadnet.data.tasks import Split, TaskData, check_task, hold_out, known_kind, subsample
+from spadnet.data.warp import WarpRange
+
+logger = logging.getLogger(__name__)
+
+
+def find_task(settings: Mapping[str, Any]) -> TaskData:
+    """Read the description of the cases, split and check them.
+
+    Args:
+        settings: Composed configuration as plain types.
+    """
+    section = settings["data"]
+    if section["source"] != "labelled":
+        raise UsageError("data: fine-tuning takes labelled images; leave data= as it is")
+    if section["path"] is None:
+        raise UsageError(
+            "data.path=FILE|FOLDER is missing: an npz of MedMNIST, a CSV, a JSON list or a folder"
+        )
+    task = read_task(
+        str(section["path"]),
+        kind=None if section["task"] is None else known_kind(str(section["task"])),
+        classes=section["classes"],
+        columns=Columns(tuple(section["image_columns"]), tuple(section["label_columns"])),
+        patient_pattern=section["patient_pattern"],
+        fold=section["fold"],
+    )
+    seed = settings["seed"]
+    cases = hold_out(task.cases, share=section["val_share"], seed=seed)
+    return check_task(
+        task._replace(cases=subsample(cases, share=section["train_share"], seed=seed))
+    )
+
+
+def preparation(section: Mapping[str, Any], *, in_chans: int, is_map: bool) -> Preparation:
+    """What is done to every image."""
+    if is_map and section["size"] is not None:
+        raise UsageError("data.size is for classes and values; data.spacing resamples label maps")
+    return Preparation(
+        in_chans=in_chans,
+        crop=section["cut_to_body"],
+        window=_numbers(section, "window", 2),
+        size=_numbers(section, "size", 3),
+        spacing=_numbers(section, "spacing", 3),
+        degree=section["degree"],
+    )
+
+
+def read_split(
+    task: TaskData, split: Split, *, rule: Preparation, workers: int = 0
+) -> list[TaskImage]:
+    """Read all cases of a split.
+
+    Args:
+        task: The task.
+        split: Which.
+        rule: What is done to every image.
+        workers: Threads that read.
+    """
+    reader = CaseReader(rule, num_classes=len(task.classes))
+    cases = task.of(split)
+    path = Path(cases[0].images[0]) if cases else None
+    logger.info("reading %d cases for %s%s", len(cases), split, f" ({path}, ...)" if path else "")
+    return list(read_cases(cases, reader, workers=workers))
+
+
+def build_steps(
+    section: Mapping[str, Any],
+    images: Sequence[TaskImage],
+    *,
+    seed: int,
+    is_map: bool,
+    stride: int,
+) -> TaskSteps:
+    """Batches of the training."""
+    if is_map and section["crop"] is None:
+        raise UsageError("data.crop=[z,y,x] is missing: the size of a training crop in voxels")
+    ranges = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in section["warp"].items()
+    }
+    augment = TaskAugment(
+        warp=call(WarpRange, ranges, where="data.warp"),
+        intensity=IntensityAugment() if section["intensity"] else None,
+        thick_prob=section["thick_slices"],
+        foreground=section["foreground"],
+    )
+    return TaskSteps(
+        images,
+        batch_size=section["batch_size"],
+        micro_batch=section["micro_batch"],
+        seed=seed,
+        crop=_numbers(section, "crop", 3) if is_map else None,
+        stride=stride,
+        augment=augment,
+    )
+
+
+def _numbers(section: Mapping[str, Any], key: str, count: int) -> Any:
+    """A list of numbers of a certain length as a tuple; None stays None."""
+    value = section[key]
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or not all(isinstance(number, int | float) for number in value)
+    ):
+        raise UsageError(f"data.{key} must be {count} numbers such as [1,2,3], got {value}")
+    return tuple(value)

@@ -1,0 +1,189 @@
+"""Segment cases on the grid of their own files, and score each class of each case."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+from monai.networks.utils import one_hot
+from monai.utils import optional_import
+from torch import Tensor, nn
+
+from spadnet.data.image import Image
+from spadnet.data.paste import paste_back
+from spadnet.data.task_images import CaseReader, TaskImage, prepare_view
+from spadnet.data.tasks import Case
+from spadnet.inference.sliding_window import Predict, segment, with_flips
+from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride, required_multiple
+
+logger = logging.getLogger(__name__)
+
+
+class WindowRule(NamedTuple):
+    """How a network is run over a volume.
+
+    Attributes:
+        crop: Voxels (z, y, x) of a window of an isotropic image; slices ``2**degree`` times thicker
+            are as many times fewer.
+        stride: In-plane stride of the network; sizes are padded to its multiples.
+        overlap: Share of a window that its neighbour covers too.
+        flips: Axes (0 z, 1 y, 2 x) whose flips are averaged.
+    """
+
+    crop: tuple[int, int, int]
+    stride: int
+    overlap: float = 0.5
+    flips: tuple[int, ...] = ()
+
+
+class CaseScore(NamedTuple):
+    """One class of one case.
+
+    Attributes:
+        case: Name of the case.
+        label: Name of the class.
+        dice: Overlap, in [0, 1]; 1 where neither has the class.
+        nsd: Surface that agrees within the tolerance, in [0, 1]; NaN where it is not known.
+        hd95: 95th percentile of the surface distances in mm; NaN where either lacks the class.
+    """
+
+    case: str
+    label: str
+    dice: float
+    nsd: float
+    hd95: float
+
+
+def segment_view(model: nn.Module, image: Tensor, degree: int, rule: WindowRule) -> Tensor:
+    """Most probable class of each voxel, uint8 [D, H, W].
+
+    Args:
+        model: In evaluation mode; of several levels the first counts.
+        image: Prepared, [C, D, H, W].
+        degree: Anisotropy.
+        rule: How.
+    """
+    device = next(model.parameters()).device
+    channels = int(cast(Any, getattr(model, "vit", model)).in_chans)
+    depth, height, width = rule.crop
+    slices = 1 if degree == MAX_DEGREE else max(depth >> degree, depth_stride(rule.stride, degree))
+
+    def predict(x: Tensor) -> Tensor:
+        logits = model(x.to(device).expand(-1, channels, -1, -1, -1), degree)
+        finest = logits if isinstance(logits, Tensor) else logits[0]
+        return finest.float().softmax(1).cpu()
+
+    run: Predict = predict
+    if rule.flips:
+        run = with_flips(predict, [axis for axis in rule.flips if axis or degree < MAX_DEGREE])
+    return segment(
+        image.float(),
+        run,
+        window=(slices, height, width),
+        multiple=required_multiple(degree, stride=rule.stride),
+        overlap=rule.overlap,
+    )
+
+
+@torch.no_grad()
+def mean_dice(
+    model: nn.Module, images: Sequence[TaskImage], *, rule: WindowRule, classes: Sequence[str]
+) -> dict[str, float]:
+    """Dice of each class but the background on the prepared grids, mean over cases, and of all.
+
+    Args:
+        model: In evaluation mode.
+        images: Cases.
+        rule: How the network is run.
+        classes: Names by voxel value.
+    """
+    rows = [
+        dice_of(segment_view(model, case.image, case.degree, rule), case.target, len(classes))
+        for case in images
+    ]
+    each = np.nanmean(np.array(rows), axis=0)
+    return {"dice": float(each.mean())} | {
+        f"dice_{name}": float(value) for name, value in zip(classes[1:], each, strict=True)
+    }
+
+
+def dice_of(mask: Tensor, label: Tensor, count: int) -> list[float]:
+    """Dice of the classes 1 to ``count - 1`` of two maps [D, H, W]; 1 where neither has one."""
+    found = compute_dice(_one_hot(mask, count), _one_hot(label, count), include_background=False)
+    values = found[0].tolist()
+    return [
+        1.0 if not bool((label == k).any()) and not bool((mask == k).any()) else float(value)
+        for k, value in enumerate(values, start=1)
+    ]
+
+
+class Segmented(NamedTuple):
+    """A case's mask on the grid of the image as read, uint8 [D, H, W], and its scores."""
+
+    case: Case
+    image: Image
+    mask: np.ndarray
+    scores: list[CaseScore]
+
+
+@torch.no_grad()
+def segment_cases(
+    model: nn.Module,
+    cases: Sequence[Case],
+    *,
+    reader: CaseReader,
+    rule: WindowRule,
+    classes: Sequence[str],
+    tolerance: float = 1.0,
+) -> Iterator[Segmented]:
+    """Segment cases on their own grids and score them there.
+
+    Args:
+        model: In evaluation mode.
+        cases: With label maps.
+        reader: Reads and prepares them.
+        rule: How the network is run.
+        classes: Names by voxel value.
+        tolerance: Of the surface Dice, in mm.
+    """
+    measures = optional_import("scipy")[1]
+    if not measures:
+        logger.warning("surface distances need scipy, which is not installed: Dice alone")
+    for case in cases:
+        image = reader.image(case)
+        label = torch.from_numpy(reader.label(case, image))
+        view = prepare_view(image, reader.rule)
+        mask = segment_view(model, torch.from_numpy(view.image.array), view.degree, rule)
+        own = paste_back(mask.numpy(), view.image, interpolation="nearest")
+        found = torch.from_numpy(np.ascontiguousarray(own))
+        dice = dice_of(found, label, len(classes))
+        near: tuple[list[float], list[float]] = ([float("nan")] * len(dice),) * 2
+        if measures:
+            near = _surfaces(found, label, image.spacing, len(classes), tolerance)
+        scores = [
+            CaseScore(case.key, name, *values)
+            for name, *values in zip(classes[1:], dice, *near, strict=True)
+        ]
+        yield Segmented(case, image, own, scores)
+
+
+def _surfaces(
+    mask: Tensor, label: Tensor, spacing: Spacing, count: int, tolerance: float
+) -> tuple[list[float], list[float]]:
+    """Surface Dice and 95th percentile of the surface distance in mm, of each class."""
+    pair = _one_hot(mask, count), _one_hot(label, count)
+    if spacing.is_planar:
+        pair = pair[0][:, :, 0], pair[1][:, :, 0]
+    mm = tuple(spacing[1:] if spacing.is_planar else spacing)
+    run = partial(compute_surface_dice, class_thresholds=[tolerance] * (count - 1))
+    nsd = run(*pair, include_background=False, spacing=mm)[0].tolist()
+    far = compute_hausdorff_distance(*pair, include_background=False, percentile=95, spacing=mm)
+    hd95 = [float(value) if np.isfinite(value) else float("nan") for value in far[0].tolist()]
+    return [float(value) for value in nsd], hd95
+
+
+def _one_hot(label: Tensor, count: int) -> Tensor:
+    return one_hot(label.long()[None, None], num_classes=count)

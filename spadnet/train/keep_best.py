@@ -1,0 +1,104 @@
+"""Score a training on validation now and then, keep the best state, stop when nothing improves."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from spadnet.train.checkpoint import finished_steps
+from spadnet.train.finetune_task import FinetuneTask
+
+logger = logging.getLogger(__name__)
+
+Score = Callable[[nn.Module], Mapping[str, float]]
+Save = Callable[[nn.Module, int, Mapping[str, float]], None]
+
+
+class KeepBest(Callback):
+    """Must come before the checkpoint is saved, which holds what this remembers."""
+
+    def __init__(
+        self,
+        score: Score,
+        save: Save,
+        *,
+        chosen_by: str,
+        every_steps: int,
+        patience: int | None = None,
+    ) -> None:
+        """Configure.
+
+        Args:
+            score: Scores a model on validation.
+            save: Takes a model that is better than those before, its step and its scores.
+            chosen_by: Name of the score that decides; more is better.
+            every_steps: Steps between two scores; the last step is always scored.
+            patience: Scores without a better one after which to stop; None for never.
+        """
+        if every_steps < 1 or (patience is not None and patience < 1):
+            raise ValueError(
+                f"every_steps and patience must be positive: {every_steps}, {patience}"
+            )
+        self.score = score
+        self.save = save
+        self.chosen_by = chosen_by
+        self.every_steps = every_steps
+        self.patience = patience
+        self.best: dict[str, float] = {}
+        self.best_step = 0
+        self.without_better = 0
+        self.has_stopped = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know."""
+        return {
+            "best": dict(self.best),
+            "best_step": self.best_step,
+            "without_better": self.without_better,
+            "has_stopped": self.has_stopped,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a training that has stopped early as it is."""
+        if self.has_stopped:
+            logger.info("stopped early before; best after step %d", self.best_step)
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Score, and keep or stop."""
+        step = finished_steps(trainer)
+        if step % self.every_steps and step < trainer.num_training_batches:
+            return
+        model = cast(FinetuneTask, pl_module).final_model
+        was_training = model.training
+        scores = dict(self.score(model.eval()))
+        model.train(was_training)
+        pl_module.log_dict({f"val/{name}": value for name, value in scores.items()})
+        value = scores[self.chosen_by]
+        best = self.best.get(self.chosen_by, -math.inf)
+        if value > best or not self.best:
+            self.best, self.best_step, self.without_better = scores, step, 0
+            self.save(model, step, scores)
+        else:
+            self.without_better += 1
+        logger.info(
+            "step %d: validation %s; best %s %.4f after step %d",
+            step,
+            ", ".join(f"{name} {found:.4f}" for name, found in scores.items()),
+            self.chosen_by,
+            self.best[self.chosen_by],
+            self.best_step,
+        )
+        if self.patience is not None and self.without_better >= self.patience:
+            self.has_stopped = trainer.should_stop = True
+            logger.info("no better score %d times in a row: stopping", self.without_better)

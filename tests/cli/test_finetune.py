@@ -1,0 +1,233 @@
+"""``spadnet finetune``: what it writes, how it goes on, and what it refuses in one line."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spadnet.cli import main
+from spadnet.weights.hub import load_checkpoint
+
+Capture = pytest.CaptureFixture[str]
+SMALL = (
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_steps=4",
+    "logger.tensorboard=false",
+    "callbacks.show_progress=false",
+    "data.batch_size=4",
+    "data.read_workers=0",
+    "validate.every_steps=2",
+)
+CONV = ("model=spad_conv_tiny", "model.widths=[4,8]", "data.size=[1,16,16]")
+VIT = ("model=spad_vit_tiny", "model.depth=2", "data.size=[1,32,32]")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Dark and bright pictures in folders of their class."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3), ("test", 3)):
+        for name, top in (("bright", 255), ("dark", 90)):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = rng.integers(0, top, (20, 20), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def finetune(folders: Path, tmp_path: Path) -> Callable[..., int]:
+    """Run the verb on the pictures, in ``tmp_path / "run"``."""
+
+    def run(*argv: str) -> int:
+        return main(["finetune", *SMALL, f"data.path={folders}", f"out={tmp_path / 'run'}", *argv])
+
+    return run
+
+
+def test_best_and_last_and_scores_are_written(finetune: Callable[..., int], tmp_path: Path) -> None:
+    assert finetune(*CONV) == 0
+    run = tmp_path / "run"
+    best = load_checkpoint(run / "best")
+    assert best.config["training"]["task"]["classes"] == ["bright", "dark"]
+    assert best.config["training"]["task"]["preparation"]["size"] == [1, 16, 16]
+    assert best.contract.intensity["crop_to_foreground"] is False
+    load_checkpoint(run / "last")
+    records = json.loads((run / "results.json").read_text())
+    assert {record["metric"] for record in records} == {"auc", "accuracy", "balanced_accuracy"}
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    auc = np.mean(
+        [
+            float(a["dark"]) > float(b["dark"])
+            for a in rows
+            for b in rows
+            if a["target"] > b["target"]
+        ]
+    )
+    assert auc == pytest.approx(next(r["value"] for r in records if r["metric"] == "auc"))
+    assert finetune(*CONV) == 1  # a run is there
+    assert finetune(*CONV, "trainer.max_steps=6", "resume=auto") == 0
+
+
+@pytest.mark.parametrize("mode", ["probe", "attention"])
+def test_frozen_encoder_from_a_checkpoint(
+    finetune: Callable[..., int], tmp_path: Path, mode: str
+) -> None:
+    assert finetune(*VIT, "test=false", f"out={tmp_path / 'first'}") == 0
+    assert not (tmp_path / "first" / "results.json").exists()
+    first = tmp_path / "first" / "best"
+    assert finetune(*VIT, f"recipe.mode={mode}", f"init={first}") == 0
+    before = load_checkpoint(first).model.state_dict()
+    after = load_checkpoint(tmp_path / "run" / "best").model.state_dict()
+    prefix = "vit." if mode == "attention" else ""
+    for name, value in before.items():
+        if not name.startswith("head."):
+            assert torch.equal(after[prefix + name], value), name
+
+
+def test_layers_decay_and_classes_weigh_alike(finetune: Callable[..., int]) -> None:
+    arguments = ("recipe.layer_decay=0.8", "recipe.class_weights=balanced")
+    assert finetune(*VIT, *arguments, "recipe.schedule=steps", "test=false") == 0
+
+
+@pytest.mark.parametrize("kind", ["ordinal", "regression", "multi_label"])
+def test_other_kinds_of_target(
+    finetune: Callable[..., int], folders: Path, tmp_path: Path, kind: str
+) -> None:
+    files = sorted(folders.rglob("*.png"))
+    table = tmp_path / "list.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "other", "split"])
+        for i, path in enumerate(files):
+            writer.writerow(
+                [path, i % (2 if kind == "multi_label" else 4), (i // 2) % 2, path.parts[-3]]
+            )
+    columns = "[label,other]" if kind == "multi_label" else "[label]"
+    arguments = (f"data.path={table}", f"data.task={kind}", f"data.label_columns={columns}")
+    assert finetune(*CONV, *arguments) == 0
+    records = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"ordinal": "kappa", "regression": "r2", "multi_label": "auc"}[kind] in {
+        record["metric"] for record in records
+    }
+
+
+@pytest.fixture
+def maps(tmp_path: Path) -> Path:
+    """Thin and thick volumes with bright blobs, and their label maps."""
+    rng = np.random.default_rng(0)
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for folder in ("images", "labels"):
+        (tmp_path / "maps" / folder).mkdir(parents=True)
+    for i, split in enumerate(["train", "train", "val", "test", "test"]):
+        depth, mm = (20, 1.0) if i % 2 else (6, 4.0)
+        label = np.zeros((22, 24, depth), np.uint8)
+        label[6:14, 8:16, depth // 4 : depth // 2] = 1
+        image = (rng.random(label.shape) * 50 + 200 * label).astype(np.int16)
+        affine = np.diag([1.0, 1.0, mm, 1.0])
+        for folder, array in (("images", image), ("labels", label)):
+            file = tmp_path / "maps" / folder / f"c{i}.nii.gz"
+            nib.save(nib.Nifti1Image(array, affine), file)  # type: ignore[no-untyped-call]
+        splits[split].append(f"c{i}")
+    (tmp_path / "maps" / "split.json").write_text(json.dumps(splits))
+    return tmp_path / "maps"
+
+
+MAPS = ("data.classes=[background,blob]", "data.crop=[16,32,32]", "data.batch_size=2")
+
+
+@pytest.mark.parametrize("model", ["spad_unet_tiny", "spad_vit_tiny"])
+def test_thick_and_thin_volumes_are_segmented_on_their_own_grids(
+    finetune: Callable[..., int], maps: Path, tmp_path: Path, model: str
+) -> None:
+    own = ("model.depth=4",) if model == "spad_vit_tiny" else ()
+    arguments = (f"model={model}", *own, f"data.path={maps}", *MAPS, "trainer.max_steps=2")
+    assert finetune(*arguments, "validate.flips=[2]") == 0
+    run = tmp_path / "run"
+    with open(run / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["label"]) for row in rows] == [("c3", "blob"), ("c4", "blob")]
+    records = {r["metric"]: r["value"] for r in json.loads((run / "results.json").read_text())}
+    assert records["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]))
+    loaded = load_checkpoint(run / "best")
+    assert loaded.config["training"]["task"]["crop"] == [16, 32, 32]
+    with torch.no_grad():
+        assert loaded.model(torch.rand(1, 1, 32, 32, 32), 0).shape == (1, 2, 32, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 1, "must name the label map's values"),
+        (MAPS[:1], 2, "data.crop=[z,y,x] is missing"),
+        ((*MAPS, "recipe.mode=probe"), 2, "is for classes and values"),
+        ((*MAPS, "data.size=[1,2,3]"), 2, "data.spacing resamples label maps"),
+        ((*MAPS, "data.classes=[background]"), 1, "voxel values [1] are not among the 1"),
+    ],
+)
+def test_wrong_segmentation_is_told_in_one_line(
+    finetune: Callable[..., int],
+    maps: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    assert finetune("model=spad_unet_tiny", f"data.path={maps}", *arguments) == code
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["data.path=null"], 2, "data.path=FILE|FOLDER is missing"),
+        (["data.path=/no/such"], 1, "/no/such: no such file or folder"),
+        (["data.classes=[bright]"], 1, "dark not among bright"),
+        (["data.task=clasification"], 1, "did you mean 'classification'"),
+        (["data.size=[16,16]"], 2, "data.size must be 3 numbers"),
+        (["data=samples"], 2, "data"),
+        (["model=spad_vt_tiny"], 2, "does not fit"),
+        (["recipe.mode=probing"], 2, "unknown recipe.mode 'probing'; did you mean 'probe'"),
+        (["recipe.mode=probe"], 2, "are for a spad_vit"),
+        (["recipe.class_weights=[1]"], 2, "must be balanced or 2 numbers"),
+        (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
+        (["data.warp.angel=3"], 2, "unknown key 'data.warp.angel'"),
+    ],
+)
+def test_wrong_setting_is_told_in_one_line(
+    finetune: Callable[..., int],
+    tmp_path: Path,
+    capsys: Capture,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert finetune(*CONV[2:], "model=spad_conv_tiny", *arguments) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert message in lines[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_unreadable_images_are_named(
+    finetune: Callable[..., int], folders: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for name in ("one.png", "two.png"):
+        (folders / "train" / "dark" / name).write_bytes(b"")
+    assert finetune(*CONV) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "one.png" in last
+    assert "two.png" in last
+    assert not (tmp_path / "run").exists()

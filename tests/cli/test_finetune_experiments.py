@@ -1,0 +1,63 @@
+"""Every fine-tuning experiment composes, its model can be built, and published figures are kept."""
+
+import pytest
+import torch
+
+from spadnet.cli.configure import configure
+from spadnet.cli.finetune_data import build_steps, preparation
+from spadnet.cli.finetune_model import build_classifier, build_segmentor, finetune_settings
+from spadnet.cli.training import plain
+from spadnet.cli.usage import config_groups, config_root
+from spadnet.data.task_images import TaskImage
+from spadnet.data.tasks import TaskData
+from spadnet.spacing import Spacing
+
+EXPERIMENTS = [
+    name
+    for name in config_groups([config_root()])["experiment"]
+    if "stage: finetune" in (config_root() / "experiment" / f"{name}.yaml").read_text()
+]
+MAPS = {"btcv_base", "chaos_base", "hippocampus_tiny"}
+CASE = TaskImage("a", torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), 0, Spacing(1, 1, 1))
+
+
+def test_the_promised_experiments_are_there() -> None:
+    promised = {"pneumonia_tiny", "adrenal_tiny", "medmnist_2d", "medmnist_3d"} | MAPS
+    assert promised == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_can_be_built(experiment: str) -> None:
+    config = configure("finetune", [f"experiment={experiment}"])
+    assert config is not None
+    settings = plain(config)
+    is_map = experiment in MAPS
+    with torch.device("meta"):
+        if is_map:
+            task = TaskData("x", "segmentation", ("background", "a", "b"), [])
+            model = build_segmentor(settings, task)
+        else:
+            task = TaskData("x", "classification", ("a", "b"), [])
+            model = build_classifier(settings, task)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    finetune_settings(settings)
+    preparation(settings["data"], in_chans=1, is_map=is_map)
+    build_steps(settings["data"], [CASE], seed=0, is_map=is_map, stride=16)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "spacing", "crop"),
+    [
+        ("btcv_base", (3.0, 0.75, 0.75), (48, 192, 192)),
+        ("chaos_base", (9.0, 1.62, 1.62), (32, 192, 192)),
+    ],
+)
+def test_published_crops(
+    experiment: str, spacing: tuple[float, float, float], crop: tuple[int, int, int]
+) -> None:
+    config = configure("finetune", [f"experiment={experiment}"])
+    assert config is not None
+    section = plain(config)["data"]
+    steps = build_steps(section, [CASE], seed=0, is_map=True, stride=32)
+    assert preparation(section, in_chans=1, is_map=True).spacing == spacing
+    assert steps.size(Spacing(*spacing).degree()) == crop
