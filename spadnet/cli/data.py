@@ -50,6 +50,8 @@ def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
     mix_up = section["mix_up"] if volumes else 0.0
     if share > 0 or mix_up > 0:
         names.append("spadnet synthesis")
+    if not 0 <= section["thick_slices"] <= 1:
+        raise UsageError(f"data.thick_slices must lie in [0, 1], got {section['thick_slices']}")
     augment = CropAugment(thick_prob=section["thick_slices"]) if section["augment"] else NO_AUGMENT
     dataset = StepDataset(
         volumes,

@@ -44,7 +44,11 @@ def run(argv: Sequence[str]) -> int:
         return _verify(out, threads=workers)
     if options["in"] is None:
         raise UsageError("in=FOLDER is missing: a folder, a glob pattern or a table of images")
+    if Path(str(options["in"])).expanduser().resolve() == out.resolve():
+        raise UsageError(f"out={out} is the folder of the images; the store needs one of its own")
     settings, time_limit = _settings(options), _time_limit(options["time_limit"])
+    if workers == 0 and time_limit is not None:
+        logger.info("workers=0: no time limit per file; it takes a process of its own, workers=1")
     items = _items(options)
     with progress("preprocess") as report:
         prepared = prepare_store(

@@ -111,7 +111,9 @@ def as_text(found: Fingerprint) -> str:
         f"{'':<20}{'smallest':>10}{'median':>10}{'largest':>10}",
     ]
     for spread in found.distributions:
-        values = "".join(f"{value:>10.4g}" for value in (spread.low, spread.median, spread.high))
+        values = "".join(
+            f"{number(value):>10}" for value in (spread.low, spread.median, spread.high)
+        )
         lines.append(f"{spread.name:<20}{values}")
     if found.reasons:
         lines += ["", "quarantined because"]
@@ -129,6 +131,15 @@ def in_bytes(count: int) -> str:
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]
     return f"{size:.{0 if units[0] == 'bytes' else 1}f} {units[0]}"
+
+
+def number(value: float) -> str:
+    """A number with four digits, or with all those before its point.
+
+    >>> number(0.57031), number(29970.2)
+    ('0.5703', '29970')
+    """
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _count(names: Iterable[str]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import PIL.Image
 import torch.nn.functional as F
 
 from spadnet.data.catalogue import Record
-from spadnet.data.fingerprint import Distribution, Fingerprint, as_text, in_bytes
+from spadnet.data.fingerprint import Distribution, Fingerprint, as_text, in_bytes, number
 from spadnet.data.store import open_volume
 
 _SIDE = 128  # pixels of the longer side of a thumbnail
@@ -68,7 +68,7 @@ def render(found: Fingerprint, pictures: Sequence[Thumbnail], *, title: str) -> 
         f"<p>{lead}</p>",
         f"<h2>Images</h2><div class=sheet>{''.join(map(_figure, pictures))}</div>",
         f"<h2>Numbers</h2><div class=plots>{''.join(plots)}</div>",
-        _bars("Files in quarantine, by reason", found.reasons) if found.reasons else "",
+        _quarantine(found.reasons),
         f"<h2>As text</h2><pre>{escape(as_text(found))}</pre>",
     ]
     return (
@@ -119,20 +119,30 @@ def _bars(title: str, counts: Mapping[str, int]) -> str:
     return f"<div><h3>{escape(title)}</h3><table>{rows}</table></div>"
 
 
+def _quarantine(reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return ""
+    rows = "".join(
+        f"<tr><td>{count}</td><td>{escape(reason)}</td></tr>" for reason, count in reasons.items()
+    )
+    return f"<h2>Quarantine</h2><table>{rows}</table>"
+
+
 def _histogram(spread: Distribution) -> str:
     """Columns over a logarithmic axis."""
     most, wide = max(spread.counts), _WIDTH / len(spread.counts)
     columns = "".join(
         f'<rect x="{i * wide + 1:.1f}" width="{wide - 2:.1f}" y="{_HEIGHT * (1 - n / most):.1f}" '
-        f'height="{_HEIGHT * n / most:.1f}"><title>{spread.edges[i]:.4g} to '
-        f"{spread.edges[i + 1]:.4g}: {n}</title></rect>"
+        f'height="{_HEIGHT * n / most:.1f}"><title>{number(spread.edges[i])} to '
+        f"{number(spread.edges[i + 1])}: {n}</title></rect>"
         for i, n in enumerate(spread.counts)
     )
     return (
-        f"<div><h3>{escape(spread.name)}</h3>"
+        f"<div><h3>{escape(spread.name)} <small>up to {most} images</small></h3>"
         f'<svg width="{_WIDTH}" height="{_HEIGHT}" role=img>{columns}</svg>'
-        f"<p class=axis><span>{spread.low:.4g}</span><span>median {spread.median:.4g}</span>"
-        f"<span>{spread.high:.4g}</span></p></div>"
+        f"<p class=axis><span>{number(spread.low)}</span>"
+        f"<span>median {number(spread.median)}</span>"
+        f"<span>{number(spread.high)}</span></p></div>"
     )
 
 
@@ -143,11 +153,13 @@ h3 { font-size: .9rem; font-weight: 600; margin: 0 0 .4rem; }
 rect { fill: #2b8aa6; }
 table { border-spacing: .4rem 0; font-size: .85rem; }
 th { text-align: left; font-weight: 400; overflow-wrap: anywhere; max-width: 24rem; }
-.sheet, .plots { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-end; }
-.plots { gap: 2rem; align-items: flex-start; }
-figure { margin: 0; width: 128px; }
-figure img { background: #000; display: block; }
-figcaption { font-size: .7rem; overflow-wrap: anywhere; }
+h3 small { font-weight: 400; opacity: .7; }
+.sheet, .plots { display: grid; gap: 1rem; }
+.sheet { grid-template-columns: repeat(auto-fill, 128px); }
+.plots { grid-template-columns: repeat(auto-fill, 300px); gap: 2rem; align-items: start; }
+figure { margin: 0; width: 128px; display: grid; grid-template-rows: 128px auto; }
+figure img { background: #000; align-self: end; justify-self: center; }
+figcaption { font-size: .7rem; line-height: 1.3; margin-top: .3rem; overflow-wrap: anywhere; }
 .axis { display: flex; justify-content: space-between; width: 300px; margin: 0; font-size: .8rem; }
 pre { overflow-x: auto; }
 """

@@ -11,7 +11,7 @@ import torch
 from spadnet.data.datasets import Volume, to_volume
 from spadnet.data.dicom import Part, split_series
 from spadnet.data.image import ImageError, file_name, one_line
-from spadnet.data.io import SUFFIXES, read_frames
+from spadnet.data.io import NUMPY_SUFFIXES, SUFFIXES, read_frames
 from spadnet.data.preprocess import prepare
 
 _log = logging.getLogger(__name__)
@@ -90,6 +90,12 @@ def _walk(folder: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(folder, onerror=_warn):
         folders[:] = [name for name in folders if not name.startswith(".")]
         names = [name for name in files if not name.startswith(".")]
+        if count := sum(name.lower().endswith(NUMPY_SUFFIXES) for name in names):
+            _log.warning(
+                "%s: %d NumPy files left out: they have no spacing, which a table can give",
+                file_name(here),
+                count,
+            )
         images = [name for name in names if name.lower().endswith(SUFFIXES)]
         if any(_is_dicom(Path(here, name)) for name in names):
             yield Path(here)

@@ -86,11 +86,19 @@ def balanced_weights(
         power: 1 weighs images alike, 0 sets; 0.5 is the square root.
         set_weights: Factor per set; 1 where a set is not named.
 
+    Raises:
+        ValueError: If the power or a factor is negative or not finite.
+
     >>> balanced_weights(["a", "a", "a", "a", "b"])
     [0.5, 0.5, 0.5, 0.5, 1.0]
     """
     count = Counter(sets)
     factor = set_weights or {}
+    if not 0 <= power < math.inf:
+        raise ValueError(f"set_power must be finite and not negative, got {power}")
+    for name, value in factor.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"the weight of {name} must be finite and not negative, got {value}")
     return [factor.get(name, 1.0) * count[name] ** (power - 1) for name in sets]
 
 

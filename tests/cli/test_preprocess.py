@@ -75,6 +75,7 @@ def test_pattern_is_taken_as_it_is(pictures: Path, tmp_path: Path) -> None:
         (["out=x", "in=y", "workers=many"], 2, "workers must be a whole number"),
         (["out=x", "in=y", "percentiles=[9,1]"], 2, "two rising numbers"),
         (["out=x", "in=y", "max_in_plane=0"], 2, "must be at least 2"),
+        (["out=x", "in=x"], 2, "is the folder of the images"),
         (["out=x", "inn=y"], 2, "unknown key 'inn'"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_files
 import nibabel as nib
 import numpy as np
 import PIL.Image
@@ -103,3 +105,23 @@ def test_folder_that_cannot_be_listed_is_named(
         assert find_images(tmp_path) == [tmp_path / "a.nii"]
         assert find_glob(tmp_path, "*/*.nii") == []
     assert caplog.text.count("locked: permission denied; left out") == 2
+
+
+def test_numpy_files_are_left_out_aloud(
+    tmp_path: Path, write_nifti: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_nifti(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    np.save(path.parent / "beside.npy", np.zeros((2, 3, 4)))
+    with caplog.at_level(logging.WARNING):
+        assert find_images(path.parent) == [path]
+    assert "1 NumPy files left out: they have no spacing" in caplog.text
+
+
+def test_each_series_of_a_folder_has_its_whole_weight(tmp_path: Path) -> None:
+    for name, series in (("a", "1.2.826.1"), ("b", "1.2.826.2")):
+        (tmp_path / f"{name}.dcm").write_bytes(hostile_files.dicom(SeriesInstanceUID=series))
+    assert [volume.weight for volume in load_folder(tmp_path)] == [1.0, 1.0]
+    (tmp_path / "cut.dcm").write_bytes((tmp_path / "a.dcm").read_bytes()[:140])
+    with pytest.raises(ImageError, match=r"cut\.dcm"):
+        load_folder(tmp_path)
+    assert len(load_folder(tmp_path, on_error="skip")) == 2

@@ -86,5 +86,8 @@ def test_balanced_weights() -> None:
     assert by_set[0.0] == pytest.approx([1, 1])
     assert by_set[0.5] == pytest.approx([4, 2])
     assert by_set[1.0] == pytest.approx([16, 4])
+    for wrong in ({"power": -1.0}, {"power": float("nan")}, {"set_weights": {"big": -0.5}}):
+        with pytest.raises(ValueError, match="not negative"):
+            balanced_weights(sets, **wrong)  # type: ignore[arg-type]
     weights = balanced_weights(sets, set_weights={"big": 0.1})
     assert sum(weights[:16]) == pytest.approx(0.4)
