@@ -13,6 +13,7 @@ from spadnet.cli.configure import configure
 from spadnet.cli.usage import UsageError
 from spadnet.data.inputs import Item, list_items
 from spadnet.data.journal import Fault
+from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
@@ -53,15 +54,19 @@ def find_loaded(source: str, *, expect: type[Tokenizer] | type[SpadViT]) -> Load
 
 
 def find_any(source: str) -> Loaded:
-    """Load an encoder, a tokenizer, or the encoder of a masked image model."""
+    """Load any model for inference: as it is, but of a masked image model the encoder.
+
+    A run's folder stands for its encoder or tokenizer, or for what was best in fine-tuning.
+    """
     folder = Path(source).expanduser()
-    names = [name for name in ("encoder", "tokenizer") if (folder / name / "config.json").is_file()]
+    kinds = ("encoder", "tokenizer", "best")
+    names = [name for name in kinds if (folder / name / "config.json").is_file()]
     if len(names) == 1 and not (folder / "config.json").exists():
         source = str(folder / names[0])
     loaded = load_checkpoint(source)
-    if isinstance(loaded.model, Tokenizer | SpadViT):
-        return loaded
-    return load_checkpoint(source, expect=SpadViT)
+    if isinstance(loaded.model, MaskedImageModel):
+        return load_checkpoint(source, expect=SpadViT)
+    return loaded
 
 
 def _inner(source: str, name: str) -> str:

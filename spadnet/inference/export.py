@@ -20,9 +20,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from spadnet.inference.specialise import specialise
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
+from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE, required_multiple
+from spadnet.weights.contract import contract_of
 
 Format = Literal["onnx", "torch_export"]
 ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -33,6 +38,7 @@ METADATA = "spadnet"
 _TOLERANCE = 1e-4
 _TRACED = (2, 2, 3, 4)  # batch and patches (z, y, x) of the example that is traced
 _CHECKED = ((1, 1, 1, 1), (3, 1, 2, 5), (1, 3, 4, 2))
+_CHECKED_NORMED = ((1, 1, 1, 2), *_CHECKED[1:])  # norms over voxels want more than one of them
 _MOST = 1 << 12  # patches along an axis, images in a batch
 
 Outputs = tuple[Tensor, ...]
@@ -72,12 +78,32 @@ class TokenizerOutputs(nn.Module):
         return reconstruction, tokens.index, tokens.logits
 
 
+class LogitsOutputs(nn.Module):
+    """A fine-tuned model: logits [B, K] of images, or [B, K, D, H, W] of voxels."""
+
+    def __init__(self, model: nn.Module, degree: int) -> None:
+        """Wrap a model for one degree."""
+        super().__init__()
+        self.model = model
+        self.degree = degree
+        self.names = ["logits"]
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Run the model on images [B, C_in, D, H, W]."""
+        logits = self.model(image, self.degree)
+        return (logits[0] if isinstance(logits, list) else logits,)  # coarser ones for training
+
+
+Wrapped = EncoderOutputs | TokenizerOutputs | LogitsOutputs
+Exportable = SpadViT | Tokenizer | SpadUNet | SpadConvNet | AttentionClassifier | VitSegmentor
+
+
 class MissingPackageError(ValueError):
     """An optional package is not there. The message names the extra that brings it."""
 
 
 def export_model(
-    model: SpadViT | Tokenizer,
+    model: Exportable,
     file: Path,
     *,
     degree: int,
@@ -87,7 +113,7 @@ def export_model(
     """Write a model for one degree and check that the file computes the same.
 
     Args:
-        model: Encoder or tokenizer, on the CPU.
+        model: Encoder, tokenizer or fine-tuned model, on the CPU.
         file: Where to.
         degree: Degree of anisotropy of the images.
         format: ``"onnx"``, or ``"torch_export"`` for what ``torch.export.load`` reads; its checks
@@ -111,9 +137,9 @@ def export_model(
             _optional(package)
     model = model.float().eval()
     wrapped = _wrap(specialise(model, degree, channels_last=False).model, degree)
-    stride = model.stride if isinstance(model, Tokenizer) else model.patch_embed.patch_size
-    patch = required_multiple(degree, stride=stride)
-    example = _image(model.in_chans, patch, _TRACED)
+    contract = contract_of(model)
+    patch = required_multiple(degree, stride=contract.stride)
+    example = _image(contract.channels, patch, _TRACED)
     metadata = json.dumps(
         {
             **(facts or {}),
@@ -136,12 +162,14 @@ def export_model(
         else:
             torch.export.save(program, part, extra_files={f"{METADATA}.json": metadata})
             run = torch.export.load(part).module(check_guards=False)
-        error = _check(run, _wrap(model, degree), model.in_chans, patch, where=str(file))
+        error = _check(run, _wrap(model, degree), contract.channels, patch, where=str(file))
         os.replace(part, file)
     except RuntimeError as fault:  # torch's writer and onnxruntime do not raise OSError
         if "write" in str(fault) or "No space" in str(fault):
             raise OSError(f"{file}: cannot be written: {str(fault).splitlines()[0]}") from fault
         raise
+    except OSError as fault:  # torch's names a part of the file or none
+        raise OSError(fault.errno, fault.strerror or str(fault), str(file)) from fault
     finally:
         part.unlink(missing_ok=True)
     return error
@@ -168,11 +196,15 @@ def read_metadata(file: Path) -> dict[str, Any]:
     return metadata
 
 
-def _wrap(model: nn.Module, degree: int) -> EncoderOutputs | TokenizerOutputs:
+def _wrap(model: nn.Module, degree: int) -> Wrapped:
+    wrapper: type[EncoderOutputs] | type[TokenizerOutputs] | type[LogitsOutputs] = LogitsOutputs
     if isinstance(model, Tokenizer):
-        return TokenizerOutputs(model, degree).eval()
-    assert isinstance(model, SpadViT)
-    return EncoderOutputs(model, degree).eval()
+        wrapper = TokenizerOutputs
+    elif isinstance(model, SpadViT):
+        wrapper = EncoderOutputs
+    wrapped = wrapper(model, degree)  # type: ignore[arg-type]
+    wrapped.eval()
+    return wrapped
 
 
 def _dynamic(patch: Sequence[int]) -> dict[int, Any]:
@@ -221,7 +253,7 @@ def _onnx_runner(file: Path) -> Callable[[Tensor], Sequence[Tensor]]:
 
 def _check(
     run: Callable[[Tensor], Any],
-    model: EncoderOutputs | TokenizerOutputs,
+    model: Wrapped,
     in_chans: int,
     patch: Sequence[int],
     *,
@@ -229,7 +261,7 @@ def _check(
 ) -> float:
     """Largest difference of floating-point outputs over images of several sizes."""
     largest = 0.0
-    for size in _CHECKED:
+    for size in _CHECKED_NORMED if isinstance(model, LogitsOutputs) else _CHECKED:
         x = _image(in_chans, patch, size)
         with torch.no_grad():
             expected = model(x)

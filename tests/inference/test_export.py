@@ -1,5 +1,6 @@
 """Exported files compute what the model computes, at any batch and size, and say what they take."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ from torch import Tensor, nn
 
 from spadnet.inference import export
 from spadnet.inference.export import export_model, read_metadata
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
+from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import required_multiple
+from spadnet.weights.contract import contract_of
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -104,6 +110,59 @@ def test_encoder_in_onnx_equals_the_model(degree: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
 def test_other_forms_pass_their_own_check(model: Any, format: Any, tmp_path: Path) -> None:
     assert export_model(model, tmp_path / "model", degree=1, format=format) < 1e-4
+
+
+def fine_tuned(kind: str) -> Any:
+    torch.manual_seed(0)
+    encoder = vit(embed_dim=24, depth=4, num_heads=2)
+    model = {
+        "classifier": lambda: AttentionClassifier(encoder, num_classes=3),
+        "segmentor": lambda: VitSegmentor(encoder, num_classes=3, widths=(8,) * 6),
+        "unet": lambda: SpadUNet(in_chans=1, num_classes=3, features=(8, 16)),
+        "conv": lambda: SpadConvNet(in_chans=1, num_classes=3, widths=(8, 16)),
+    }[kind]().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "degree", "format"),
+    [
+        ("conv", 2, "torch_export"),
+        ("unet", 2, "torch_export"),
+        *(
+            pytest.param(kind, degree, "onnx", marks=SLOW)
+            for kind in ("classifier", "segmentor", "unet", "conv")
+            for degree in range(6)
+        ),
+    ],
+)
+def test_fine_tuned_models_give_logits(kind: str, degree: int, format: Any, tmp_path: Path) -> None:
+    model, file = fine_tuned(kind), tmp_path / "model.onnx"
+    error = export_model(model, file, degree=degree, format=format)
+    size = [2 * step for step in required_multiple(degree, stride=contract_of(model).stride)]
+    x = torch.rand(2, 1, *size)
+    with torch.no_grad():
+        expected = model(x, degree)
+    scale = max(expected.abs().max().item(), 1)
+    assert expected.std() > 1e-2
+    assert error < 1e-4 * scale
+    if format == "onnx":
+        found = run_onnx(file, x)["logits"]
+    else:
+        (found,) = torch.export.load(file).module(check_guards=False)(x)
+    torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=0)
+
+
+def test_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", refuse)
+    with pytest.raises(OSError, match=r"No space left on device.*model\.pt2"):
+        export_model(tokenizer(), tmp_path / "model.pt2", degree=5, format="torch_export")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
