@@ -40,7 +40,7 @@ def mim_task(max_steps: int) -> LightningModule:
     return task
 
 
-BUILD = {**TASKS, "mim": mim_task, "gumbel": gumbel_task, "failing": TASKS["mim"]}
+BUILD = {**TASKS, "mim": mim_task, "gumbel": gumbel_task, "fsdp": mim_task, "failing": mim_task}
 
 
 def steps() -> StepDataModule:
@@ -79,8 +79,12 @@ class AtStep(Callback):
 
 
 def train(folder: Path, name: str, **options: Any) -> FitResult:
-    """Train the task of that name in double precision, where rounding hides no error."""
-    settings: dict[str, Any] = {"accelerator": "cpu", "precision": "64-true", "tensorboard": False}
+    """Train the task of that name in double precision, where rounding hides no error.
+
+    FSDP has single precision only.
+    """
+    precision = "32-true" if name == "fsdp" else "64-true"
+    settings: dict[str, Any] = {"accelerator": "cpu", "precision": precision, "tensorboard": False}
     settings |= {"log_every_steps": 1, "show_progress": True, "rank_timeout": 60.0}
     return fit(BUILD[name](STEPS), steps(), folder / name, **{**settings, **options})
 
@@ -91,7 +95,9 @@ def main(folder: Path, parts: list[str]) -> int:
     for part in parts:
         name, _, what = part.partition("-")
         try:
-            result = train(folder, name, callbacks=[AtStep(3, what)] if what else [])
+            callbacks = [AtStep(3, what)] if what else []
+            strategy = "fsdp" if name == "fsdp" else "auto"
+            result = train(folder, name, callbacks=callbacks, strategy=strategy)
         except Exception as error:
             sys.stderr.write(f"{rank_label()}error: {error}\n")
             return 1

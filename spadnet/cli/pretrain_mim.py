@@ -23,6 +23,7 @@ from spadnet.cli.usage import UsageError
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
+from spadnet.train.checkpoint import read_checkpoint
 from spadnet.train.initial_weights import start_from
 from spadnet.train.launch import is_first_rank
 from spadnet.train.mim_task import MimTask
@@ -51,6 +52,9 @@ def run(argv: Sequence[str]) -> int:
         return code
     if not is_first_rank():
         return 0
+    if config.trainer.strategy == "fsdp" and result.checkpoint is not None:
+        task = build_task(settings, tokenizer)  # a whole model: this rank's holds a part
+        task.load_state_dict(read_checkpoint(result.checkpoint)["state_dict"])
     facts = {
         **training_facts(result, config, data),
         "tokenizer": Path(settings["tokenizer"]).name,

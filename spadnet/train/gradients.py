@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from spadnet.ranks import num_ranks
 
@@ -32,6 +33,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if num_ranks() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        return  # parts of weights: FSDP has averaged them in each backward
     buckets = list(_buckets(gradients))
     flat = [torch.cat([gradient.reshape(-1) for gradient in bucket]) for bucket in buckets]
     pending = [dist.all_reduce(total, async_op=True) for total in flat]
@@ -61,4 +64,4 @@ def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
     """Shrink gradients to a norm of at most ``limit``, None for any; return the norm before."""
     norm = nn.utils.clip_grad_norm_(module.parameters(), float("inf") if limit is None else limit)
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

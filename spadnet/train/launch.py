@@ -4,13 +4,17 @@ One process per device, started from outside: a process that starts its own copi
 of schedulers, sweeps and whatever else wants to know which processes there are.
 """
 
+import ctypes
 import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 _SRUN_PORTS = 15000  # first of ten thousand, one per job number
+_PR_SET_PDEATHSIG = 1  # in Linux' prctl.h
 _LAST_SECONDS = 20.0  # for a failed rank's farewell; launchers give the others 30
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 
@@ -76,11 +80,14 @@ def end_with_others(launch: Launch | None) -> Iterator[None]:
     """See that a rank that failed ends, and say in one line where it failed for another's sake.
 
     A process group may wait at a process's end for ranks that are gone; nothing is left to lose
-    then, so the process ends after a while whatever it waits for.
+    then, so the process ends after a while whatever it waits for. A rank whose torchrun is killed
+    dies with it (on Linux): it would go on alone, in a run folder that others may continue.
 
     Raises:
         ConnectionError: If another rank ended.
     """
+    if launch is not None and "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_parent()
     try:
         yield
     except BaseException as error:
@@ -92,6 +99,11 @@ def end_with_others(launch: Launch | None) -> Iterator[None]:
         if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER):
             raise ConnectionError("another rank has ended; its own error tells why") from error
         raise
+
+
+def _die_with_parent() -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _translate_srun() -> None:

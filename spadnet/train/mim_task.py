@@ -17,6 +17,7 @@ from spadnet.train.gradients import average_gradients, clip_gradients
 from spadnet.train.metrics_log import log_means
 from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
 from spadnet.train.per_degree import metrics_per_degree
+from spadnet.train.strategy import split_among_ranks
 
 TargetFunction = Callable[[Tensor, int], Tensor]
 
@@ -75,6 +76,10 @@ class MimTask(LightningModule):
     def tokenizer(self) -> Tokenizer:
         """The frozen tokenizer."""
         return self._frozen[0]
+
+    def configure_model(self) -> None:
+        """Split the model among the ranks, block by block, where the strategy asks for it."""
+        split_among_ranks(self.model, self.model.vit.blocks, mesh=self.device_mesh)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the model."""

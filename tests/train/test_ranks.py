@@ -16,7 +16,7 @@ from spadnet.train.launch import Launch, find_launch, rank_label
 from spadnet.train.metrics_log import read_rows
 
 PROGRAM = Path(__file__).parents[1] / "rank_program.py"
-PARTS = ["tokenizer", "adversarial", "gumbel", "mim-stop", "failing-raise"]
+PARTS = ["tokenizer", "adversarial", "gumbel", "mim-stop", "fsdp", "failing-raise"]
 
 
 class Done(NamedTuple):
@@ -56,7 +56,7 @@ def compare(ours: Path, theirs: Path) -> None:
                 assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "adversarial", "gumbel"])
+@pytest.mark.parametrize("name", ["tokenizer", "adversarial", "gumbel", "fsdp"])
 def test_two_ranks_equal_one(two_ranks: Done, name: str, tmp_path: Path) -> None:
     train(tmp_path, name)
     compare(two_ranks.folder / name, tmp_path / name)
@@ -89,12 +89,22 @@ def test_a_failing_rank_ends_all_and_is_heard(two_ranks: Done) -> None:
     assert find_last(two_ranks.folder / "failing") is None
 
 
+_TOLD_BY_TORCHRUN = (
+    "TORCHELASTIC_RUN_ID",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
 def srun(monkeypatch: pytest.MonkeyPatch, **told: str) -> None:
     """Set what srun tells a task, and nothing of torchrun's."""
-    for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")  # restored afterwards, whatever is set in between
+    for name in _TOLD_BY_TORCHRUN:
+        monkeypatch.setenv(name, "")  # so that it is restored, whatever is set in between
         monkeypatch.delenv(name)
     for name, value in told.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
