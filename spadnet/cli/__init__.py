@@ -167,8 +167,8 @@ VERBS = {
             "The file takes image [B, C, D, H, W] in [0, 1], of any batch and of sizes that are",
             "multiples of a patch. An encoder gives cls and tokens, and logits where it has a",
             "classifier; a tokenizer gives reconstruction, codes and logits, a fine-tuned model",
-            "logits. The input contract is in the file's metadata. A torch.export program wants two",
-            "patches an axis.",
+            "logits. The input contract is in the file's metadata. A torch.export program wants",
+            "two patches an axis.",
         ),
     ),
     "models": Verb(
