@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from spadnet.cli.finetune_model import (
 )
 from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets, write_results
 from spadnet.cli.training import plain, run_dir, stopped
+from spadnet.cli.usage import UsageError
 from spadnet.data.task_images import Preparation
 from spadnet.data.tasks import TaskData
 from spadnet.evaluate.segmentation_scores import WindowRule
@@ -30,6 +32,7 @@ from spadnet.losses.segmentation import SegmentationLoss
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.keep_best import KeepBest
+from spadnet.train.launch import find_launch
 from spadnet.train.precision import choose_precision
 from spadnet.train.run import FitResult, fit
 from spadnet.train.run_folder import checkpoint_to_resume, record_run
@@ -50,6 +53,8 @@ def run(argv: Sequence[str]) -> int:
     folder = run_dir(config)
     checkpoint_to_resume(folder, config.resume)
     choose_precision(config.trainer.precision)
+    if config.trainer.devices != 1 or find_launch() is not None:
+        raise UsageError("fine-tuning on several devices is not supported yet; trainer.devices=1")
     rules = finetune_settings(settings)
     task = find_task(settings)
     is_map = task.kind == "segmentation"
@@ -207,5 +212,5 @@ def facts_of(
             "value_mean": None if mean is None else mean.tolist(),
             "value_std": None if std is None else std.tolist(),
         },
-        "validation": dict(scores),
+        "validation": {name: value for name, value in scores.items() if math.isfinite(value)},
     }

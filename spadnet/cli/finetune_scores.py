@@ -135,5 +135,6 @@ def write_results(
     records = [
         {**shared, "metric": name, "value": value, "seconds": round(seconds, 1)}
         for name, value in scores.items()
+        if math.isfinite(value)  # a split of one class has no AUC
     ]
     write_atomic(path, (json.dumps(records, indent=2) + "\n").encode())

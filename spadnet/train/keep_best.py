@@ -85,9 +85,11 @@ class KeepBest(Callback):
         model.train(was_training)
         pl_module.log_dict({f"val/{name}": value for name, value in scores.items()})
         value = scores[self.chosen_by]
+        value = -math.inf if math.isnan(value) else value  # one class alone has no AUC
         best = self.best.get(self.chosen_by, -math.inf)
         if value > best or not self.best:
-            self.best, self.best_step, self.without_better = scores, step, 0
+            self.best = {**scores, self.chosen_by: value}
+            self.best_step, self.without_better = step, 0
             self.save(model, step, scores)
         else:
             self.without_better += 1

@@ -95,6 +95,19 @@ def test_frozen_encoder_from_a_checkpoint(
             assert torch.equal(after[prefix + name], value), name
 
 
+def test_splits_of_one_class_have_no_auc(
+    finetune: Callable[..., int], folders: Path, tmp_path: Path
+) -> None:
+    for split in ("val", "test"):
+        for file in (folders / split / "dark").iterdir():
+            file.rename(folders / "train" / "dark" / f"{split}{file.name}")
+        (folders / split / "dark").rmdir()
+    assert finetune(*CONV) == 0
+    records = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {record["metric"] for record in records} == {"accuracy", "balanced_accuracy"}
+    assert "auc" not in load_checkpoint(tmp_path / "run" / "best").config["training"]["validation"]
+
+
 def test_layers_decay_and_classes_weigh_alike(finetune: Callable[..., int]) -> None:
     arguments = ("recipe.layer_decay=0.8", "recipe.class_weights=balanced")
     assert finetune(*VIT, *arguments, "recipe.schedule=steps", "test=false") == 0
@@ -201,6 +214,7 @@ def test_wrong_segmentation_is_told_in_one_line(
         (["model=spad_vt_tiny"], 2, "does not fit"),
         (["recipe.mode=probing"], 2, "unknown recipe.mode 'probing'; did you mean 'probe'"),
         (["recipe.mode=probe"], 2, "are for a spad_vit"),
+        (["trainer.devices=2"], 2, "several devices is not supported yet"),
         (["recipe.class_weights=[1]"], 2, "must be balanced or 2 numbers"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
         (["data.warp.angel=3"], 2, "unknown key 'data.warp.angel'"),

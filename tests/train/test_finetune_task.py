@@ -108,6 +108,12 @@ def test_stops_when_nothing_improves_and_stays_stopped(tmp_path: Path) -> None:
     assert (result.step, later) == (8, [])
 
 
+def test_a_score_that_does_not_exist_is_worse_than_any(tmp_path: Path) -> None:
+    best, saved = keep(lambda i: float("nan") if i == 0 else -1.0)
+    train(build(6), tmp_path, max_steps=6, best=best)
+    assert (saved, best.best) == ([2, 4], {"auc": -1.0})
+
+
 def test_the_last_step_is_scored_too(tmp_path: Path) -> None:
     best, saved = keep(float)
     train(build(3), tmp_path, max_steps=3, best=best)
