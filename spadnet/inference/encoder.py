@@ -141,7 +141,11 @@ class Encoder:
     def encode_each(
         self, images: Iterable[Source], *, batch_size: int = 8
     ) -> Iterator[Embedding | ImageError]:
-        """Like :meth:`encode_many`; an image that cannot be used gives its error in its place."""
+        """Like :meth:`encode_many`; an image that cannot be used gives its error in its place.
+
+        Raises:
+            ValueError: If ``batch_size`` is not positive.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         for waiting in self._waiting(images, batch_size):
@@ -269,6 +273,9 @@ def image_from_array(
         array: Voxels, [H, W], [D, H, W] or [C, D, H, W]; with the spacing of a 2D image, also
             [H, W, 3].
         spacing: Millimetres along z, y, x; only an array [H, W] may go without.
+
+    Raises:
+        ImageError: If shape, values or spacing are not those of an image.
     """
     source = "array"
     voxels = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)

@@ -131,6 +131,9 @@ def segment(image: Tensor, predict: Predict, **options: object) -> Tensor:
         predict: Gives a score for each class, [B, C, d, h, w]; a single one is a probability whose
             voxels above one half are the mask.
         **options: Options of :func:`slabs`.
+
+    Raises:
+        ValueError: If there are more than 256 classes, or for what :func:`slabs` refuses.
     """
     labels = torch.empty(image.shape[1:], dtype=torch.uint8)
     for slab in slabs(image, predict, **options):  # type: ignore[arg-type]
@@ -150,6 +153,9 @@ def with_flips(predict: Predict, axes: Sequence[int] = (0, 1, 2)) -> Predict:
     Args:
         predict: The network.
         axes: Of z, y, x (0, 1, 2) those that are flipped, alone and together: 8 runs for three.
+
+    Raises:
+        ValueError: If an axis is unknown or repeated.
     """
     if len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
         raise ValueError(f"axes must be of 0, 1, 2 and differ, got {tuple(axes)}")

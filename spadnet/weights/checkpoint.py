@@ -107,7 +107,11 @@ def _save_error(error: Exception, folder: Path) -> OSError:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check the ``config.json`` of a checkpoint folder."""
+    """Read and check the ``config.json`` of a checkpoint folder.
+
+    Raises:
+        ValueError: If there is none, it is damaged or of a newer format, or has unknown entries.
+    """
     file = folder / CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -136,7 +140,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def check_entries(
     given: Any, known: Sequence[str], *, where: str, required: Sequence[str] | None = None
 ) -> None:
-    """Refuse unknown and missing entries of a config; all known ones are required by default."""
+    """Refuse unknown and missing entries of a config; all known ones are required by default.
+
+    Raises:
+        ValueError: If there are any; the message names ``where`` and the entry.
+    """
     if not isinstance(given, dict):
         raise ValueError(f"{where}: expected entries {', '.join(known)}, got {given!r:.60}")
     for key in given:
@@ -171,7 +179,11 @@ def verify_files(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def read_weights(file: Path, *, prefix: str = "") -> tuple[StateDict, list[str]]:
-    """Read the tensors below ``prefix``; return them without it, and the keys left out."""
+    """Read the tensors below ``prefix``; return them without it, and the keys left out.
+
+    Raises:
+        ValueError: If there is no such file, or it is damaged.
+    """
     if not file.is_file():
         raise ValueError(f"{file.parent}: has no {file.name}")
     try:

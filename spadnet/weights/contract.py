@@ -96,6 +96,9 @@ def read_contract(plain: Any, *, model: Model, where: str) -> InputContract:
         plain: The entry ``contract`` of the file.
         model: The model as its constructor arguments build it.
         where: The file, for messages.
+
+    Raises:
+        ValueError: If an entry is unknown, missing, or not what this model takes.
     """
     check_entries(plain, InputContract._fields, where=f"{where}: contract")
     contract = InputContract(**plain)

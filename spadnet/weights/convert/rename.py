@@ -11,7 +11,11 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 def rename(state: Mapping[str, Tensor], rules: list[Rule]) -> StateDict:
-    """Rename each key by the first rule that matches it whole; an unmatched key is an error."""
+    """Rename each key by the first rule that matches it whole.
+
+    Raises:
+        ValueError: If no rule matches a key.
+    """
     renamed: StateDict = {}
     unknown = []
     for key, value in state.items():

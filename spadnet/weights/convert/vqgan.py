@@ -107,6 +107,9 @@ def tokenizer_from_vqgan(state: Mapping[str, Tensor]) -> Tokenizer:
 
     Args:
         state: State dict as for :func:`convert_vqgan`.
+
+    Raises:
+        ValueError: If it is that of something else than a VQGAN.
     """
     converted = convert_vqgan(state)
 
