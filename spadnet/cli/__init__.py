@@ -116,7 +116,8 @@ VERBS = {
             "best on validation is in out/best, the end in out/last; the best is scored once on",
             "the test split, in results.json and predictions.csv or, of label maps, cases.csv",
             "(test=false leaves it out). Label maps want data.crop=[z,y,x] and data.classes=[...].",
-            "recipe.mode: full; probe and attention keep the encoder of init= as it is.",
+            "recipe.mode: full; probe and attention keep the encoder of init= as it is, lora",
+            "learns corrections of low rank, which are merged into what is saved.",
         ),
     ),
     "embed": Verb(

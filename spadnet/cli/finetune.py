@@ -29,6 +29,7 @@ from spadnet.data.tasks import TaskData
 from spadnet.evaluate.segmentation_scores import WindowRule
 from spadnet.losses.scores import CHOOSING
 from spadnet.losses.segmentation import SegmentationLoss
+from spadnet.models.low_rank import merge_low_rank
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.keep_best import KeepBest
@@ -93,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
     def save(found: nn.Module, step: int, scores: Mapping[str, float], name: str = "best") -> None:
         facts = facts_of(settings, task, rule, statistics, step=step, scores=scores)
         save_pretrained(
-            without_deep_supervision(found),
+            without_deep_supervision(merge_low_rank(found)),
             folder / name,
             name=settings["model"]["name"],
             training=facts,

@@ -12,13 +12,14 @@ from spadnet.data.task_images import TaskImage
 from spadnet.data.tasks import TaskData, class_counts
 from spadnet.losses.targets import OutputKind, TargetLoss, balanced_weights, num_outputs
 from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.low_rank import add_low_rank
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
 from spadnet.train.finetune_task import FinetuneSettings, target_statistics
 from spadnet.train.initial_weights import start_from
 
-MODES = ("full", "probe", "attention")
+MODES = ("full", "probe", "attention", "lora")
 
 
 class Statistics(NamedTuple):
@@ -69,6 +70,8 @@ def build_classifier(settings: Mapping[str, Any], task: TaskData) -> nn.Module:
     model.set_grad_checkpointing(checkpointing)
     if mode == "attention":
         return AttentionClassifier(model, num_classes=width)
+    if mode == "lora":
+        add_low_rank(model, rank=settings["recipe"]["lora_rank"])
     return model
 
 

@@ -95,6 +95,13 @@ def test_frozen_encoder_from_a_checkpoint(
             assert torch.equal(after[prefix + name], value), name
 
 
+def test_low_rank_corrections_are_merged(finetune: Callable[..., int], tmp_path: Path) -> None:
+    assert finetune(*VIT, "recipe.mode=lora", "recipe.lora_rank=2") == 0
+    assert (
+        "blocks.0.attn.qkv.weight" in load_checkpoint(tmp_path / "run" / "best").model.state_dict()
+    )
+
+
 def test_splits_of_one_class_have_no_auc(
     finetune: Callable[..., int], folders: Path, tmp_path: Path
 ) -> None:
