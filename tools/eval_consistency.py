@@ -88,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cosine of different volumes at degree 0 {found.different:.4f}")
     if arguments.json:
         rows = {str(degree): figures._asdict() for degree, figures in found.by_degree.items()}
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        try:
+            arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        except OSError as error:
+            print(f"error: {arguments.json}: {error.strerror}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -64,3 +64,14 @@ def test_mistakes_are_one_line(volumes: Path, tmp_path: Path, capsys: Capture) -
     code, _, err = run(capsys, folder, "--data", volumes)
     assert (code, err.count("\n")) == (1, 1)
     assert "not a SpadViT" in err
+
+
+def test_file_that_cannot_be_written_is_named(
+    volumes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    vit = SpadViT(in_chans=1, embed_dim=16, depth=1, num_heads=1, pos_grid=(2, 2, 2))
+    folder = save_pretrained(vit, tmp_path / "encoder")
+    file = tmp_path / "absent" / "figures.json"
+    code, _, err = run(capsys, folder, "--data", volumes, "--json", file)
+    assert code == 1
+    assert err.splitlines()[-1] == f"error: {file}: No such file or directory"
