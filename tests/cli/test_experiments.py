@@ -12,10 +12,10 @@ from spadnet.cli.configure import configure
 from spadnet.cli.data import build_data, load_volumes
 from spadnet.cli.training import plain
 from spadnet.cli.usage import UsageError, config_groups, config_root
+from spadnet.data.crop_plan import crop_size
 from spadnet.data.inputs import Item
 from spadnet.data.prepare_folder import prepare_store
 from spadnet.data.prepare_item import Settings
-from spadnet.data.crop_plan import crop_size
 from spadnet.models.registry import create_model
 from spadnet.models.tokenizer import Tokenizer
 
