@@ -1,6 +1,7 @@
 """Segment cases on the grid of their own files, and score each class of each case."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -151,7 +152,7 @@ def segment_cases(
     """
     measures = optional_import("scipy")[1]
     if not measures:
-        logger.warning("surface distances need scipy, which is not installed: Dice alone")
+        logger.warning("Dice alone: surface distances need scipy; pip install 'spadnet[metrics]'")
     for case in cases:
         image = reader.image(case)
         label = torch.from_numpy(reader.label(case, image))
@@ -162,7 +163,7 @@ def segment_cases(
         dice = dice_of(found, label, len(classes))
         near: tuple[list[float], list[float]] = ([float("nan")] * len(dice),) * 2
         if measures:
-            near = _surfaces(found, label, image.spacing, len(classes), tolerance)
+            near = surface_scores(found, label, image.spacing, len(classes), tolerance)
         scores = [
             CaseScore(case.key, name, *values)
             for name, *values in zip(classes[1:], dice, *near, strict=True)
@@ -170,17 +171,31 @@ def segment_cases(
         yield Segmented(case, image, own, scores)
 
 
-def _surfaces(
+def surface_scores(
     mask: Tensor, label: Tensor, spacing: Spacing, count: int, tolerance: float
 ) -> tuple[list[float], list[float]]:
-    """Surface Dice and 95th percentile of the surface distance in mm, of each class."""
+    """Surface Dice and 95th percentile of the surface distance in mm; needs scipy.
+
+    Args:
+        mask: Classes, [D, H, W].
+        label: Classes, [D, H, W].
+        spacing: Of both in mm.
+        count: Number of classes, background included.
+        tolerance: Of the surface Dice, in mm.
+
+    Returns:
+        One of each per class but the background; NaN where it is not defined.
+    """
     pair = _one_hot(mask, count), _one_hot(label, count)
     if spacing.is_planar:
         pair = pair[0][:, :, 0], pair[1][:, :, 0]
     mm = tuple(spacing[1:] if spacing.is_planar else spacing)
     run = partial(compute_surface_dice, class_thresholds=[tolerance] * (count - 1))
-    nsd = run(*pair, include_background=False, spacing=mm)[0].tolist()
-    far = compute_hausdorff_distance(*pair, include_background=False, percentile=95, spacing=mm)
+    far_of = partial(compute_hausdorff_distance, percentile=95)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that is nowhere is told by NaN
+        nsd = run(*pair, include_background=False, spacing=mm)[0].tolist()
+        far = far_of(*pair, include_background=False, spacing=mm)
     hd95 = [float(value) if np.isfinite(value) else float("nan") for value in far[0].tolist()]
     return [float(value) for value in nsd], hd95
 

@@ -1,10 +1,18 @@
 """Masks are scored class by class; a volume is segmented in windows of its degree."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spadnet.evaluate.segmentation_scores import WindowRule, dice_of, segment_view
+from spadnet.evaluate.segmentation_scores import (
+    WindowRule,
+    dice_of,
+    segment_view,
+    surface_scores,
+)
+from spadnet.spacing import Spacing
 
 
 def test_dice_by_definition() -> None:
@@ -15,6 +23,18 @@ def test_dice_by_definition() -> None:
     assert dice_of(mask, label, 3) == pytest.approx([2 * 4 / 16, 1.0])  # no voxel of class 2
     label[0, 3] = 2
     assert dice_of(mask, label, 3) == pytest.approx([0.5, 0.0])
+
+
+def test_surfaces_are_measured_in_millimetres() -> None:
+    pytest.importorskip("scipy")
+    label = torch.zeros(12, 20, 20, dtype=torch.uint8)
+    label[2:8, 4:12, 4:12] = 1
+    nsd, hd95 = surface_scores(label.roll(2, 0), label, Spacing(3.0, 1.0, 1.0), 3, 1.0)
+    assert hd95[0] == pytest.approx(6.0)
+    assert 0 < nsd[0] < 1
+    assert math.isnan(nsd[1])  # no voxel of class 2
+    assert math.isnan(hd95[1])
+    assert surface_scores(label[5:6], label[5:6], Spacing.planar(), 2, 1.0) == ([1.0], [0.0])
 
 
 class Threshold(nn.Module):
