@@ -178,7 +178,7 @@ def _work_through(
         _write_table(table, rows)
     for item, file, made_from in todo:
         try:
-            frames = read_frames(item.path, spacing=item.spacing)
+            frames = read_frames(item.path, spacing=item.spacing, files=item.files)
         except ImageError as error:
             faults.append(Fault(item.key, str(error)))
             frames = []

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from spadnet.cli.configure import configure
 from spadnet.cli.usage import UsageError
-from spadnet.data.inputs import Item, list_items
+from spadnet.data.inputs import Item, list_items, split_series
 from spadnet.data.journal import Fault
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
@@ -89,10 +89,9 @@ def required(options: Mapping[str, Any], key: str, what: str) -> str:
 
 
 def find_inputs(options: Mapping[str, Any]) -> list[Item]:
-    """The images that ``in=`` names."""
-    return list_items(
-        required(options, "in", "FILE is missing: a file, a folder, a glob pattern or a table")
-    )
+    """The images that ``in=`` names; each DICOM series is one."""
+    source = required(options, "in", "FILE is missing: a file, a folder, a glob pattern or a table")
+    return split_series(list_items(source))
 
 
 def choose_device(options: Mapping[str, Any]) -> torch.device:

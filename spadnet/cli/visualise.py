@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
         for place, (item, stem) in enumerate(zip(items, stems, strict=True)):
             report(place, len(items), len(faults))
             try:
-                frames = read_frames(item.path, spacing=item.spacing)
+                frames = read_frames(item.path, spacing=item.spacing, files=item.files)
             except ImageError as error:
                 faults.append(Fault(item.key, str(error)))
                 continue

@@ -193,7 +193,7 @@ def embed(
         for place in todo:
             item = items[place]
             try:
-                frames = read_frames(item.path, spacing=item.spacing)
+                frames = read_frames(item.path, spacing=item.spacing, files=item.files)
             except ImageError as error:
                 faults.append(Fault(item.key, str(error)))
                 continue

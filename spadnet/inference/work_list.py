@@ -36,9 +36,12 @@ def output_files(items: Sequence[Item], folder: Path, *, ending: str) -> list[Pa
 
 
 def state_of(item: Item) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of an item's file, or of the files of its folder."""
+    """Name, size and time of change of an item's file, or of what is meant of its folder."""
     try:
-        files = sorted(item.path.iterdir()) if item.path.is_dir() else [item.path]
+        if item.files is not None:
+            files = [item.path / name for name in item.files]
+        else:
+            files = sorted(item.path.iterdir()) if item.path.is_dir() else [item.path]
         return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError:
         return []

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from safetensors import safe_open
 from torch import nn
@@ -259,3 +260,18 @@ def test_volumes_of_a_file_are_images_of_their_own(
         rows = {row.key: row for row in read_table(tmp_path / out)}
         assert sorted(rows) == ["a.png", "b.png", *names, "inner/c.png", "scan.nii.gz"]
         np.testing.assert_allclose(rows[names[2]].cls, expected, atol=1e-6)
+
+
+def test_each_dicom_series_of_a_folder_is_an_image(
+    model: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder, out = tmp_path / "dicom", tmp_path / "features"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.dcm", "b.dcm"):
+        picture = SimpleITK.GetImageFromArray(rng.integers(0, 99, (1, 32, 48)).astype(np.uint16))
+        SimpleITK.WriteImage(picture, folder / name)
+    arguments = [f"in={folder}", f"out={out}", f"model={model}"]
+    assert "2 images embedded" in embed(capsys, *arguments)[1]
+    assert len(list(out.rglob("*.npz"))) == 2
+    assert "0 images embedded" in embed(capsys, *arguments)[1]
