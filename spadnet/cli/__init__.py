@@ -146,6 +146,18 @@ VERBS = {
             "the foreground's box; the means are printed.",
         ),
     ),
+    "predict": Verb(
+        "spadnet.cli.predict",
+        "Segment or classify images with a fine-tuned model",
+        "in=FILE|FOLDER|GLOB|CSV|JSONL out=FOLDER model=FOLDER [tta=true] [KEY=VALUE]",
+        "spadnet predict in=scans out=masks model=runs/hippocampus_tiny",
+        "predict",
+        (
+            "Masks are NIfTI on each image's own grid. predictions.csv has the voxels of each",
+            "class, or classes and their probabilities, or values. Files that cannot be used are",
+            "listed in quarantine.jsonl and stop nothing.",
+        ),
+    ),
     "visualise": Verb(
         "spadnet.cli.visualise",
         "Picture what trained models see in images",

@@ -27,6 +27,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except BaseException:  # Ctrl-C
+        part.unlink(missing_ok=True)
+        raise
 
 
 def remove_parts(folder: Path) -> None:

@@ -5,52 +5,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from spadnet.cli import main
 from spadnet.weights.hub import load_checkpoint
 
 Capture = pytest.CaptureFixture[str]
-SMALL = (
-    "trainer.accelerator=cpu",
-    "trainer.precision=32-true",
-    "trainer.max_steps=4",
-    "logger.tensorboard=false",
-    "callbacks.show_progress=false",
-    "data.batch_size=4",
-    "data.read_workers=0",
-    "validate.every_steps=2",
-)
 CONV = ("model=spad_conv_tiny", "model.widths=[4,8]", "data.size=[1,16,16]")
 VIT = ("model=spad_vit_tiny", "model.depth=2", "data.size=[1,32,32]")
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
-    """Dark and bright pictures in folders of their class."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 3), ("test", 3)):
-        for name, top in (("bright", 255), ("dark", 90)):
-            folder = tmp_path / "data" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = rng.integers(0, top, (20, 20), dtype=np.uint8)
-                Image.fromarray(noise).save(folder / f"{i}.png")
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def finetune(folders: Path, tmp_path: Path) -> Callable[..., int]:
-    """Run the verb on the pictures, in ``tmp_path / "run"``."""
-
-    def run(*argv: str) -> int:
-        return main(["finetune", *SMALL, f"data.path={folders}", f"out={tmp_path / 'run'}", *argv])
-
-    return run
 
 
 def test_best_and_last_and_scores_are_written(finetune: Callable[..., int], tmp_path: Path) -> None:
@@ -140,27 +103,6 @@ def test_other_kinds_of_target(
     assert {"ordinal": "kappa", "regression": "r2", "multi_label": "auc"}[kind] in {
         record["metric"] for record in records
     }
-
-
-@pytest.fixture
-def maps(tmp_path: Path) -> Path:
-    """Thin and thick volumes with bright blobs, and their label maps."""
-    rng = np.random.default_rng(0)
-    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for folder in ("images", "labels"):
-        (tmp_path / "maps" / folder).mkdir(parents=True)
-    for i, split in enumerate(["train", "train", "val", "test", "test"]):
-        depth, mm = (20, 1.0) if i % 2 else (6, 4.0)
-        label = np.zeros((22, 24, depth), np.uint8)
-        label[6:14, 8:16, depth // 4 : depth // 2] = 1
-        image = (rng.random(label.shape) * 50 + 200 * label).astype(np.int16)
-        affine = np.diag([1.0, 1.0, mm, 1.0])
-        for folder, array in (("images", image), ("labels", label)):
-            file = tmp_path / "maps" / folder / f"c{i}.nii.gz"
-            nib.save(nib.Nifti1Image(array, affine), file)  # type: ignore[no-untyped-call]
-        splits[split].append(f"c{i}")
-    (tmp_path / "maps" / "split.json").write_text(json.dumps(splits))
-    return tmp_path / "maps"
 
 
 MAPS = ("data.classes=[background,blob]", "data.crop=[16,32,32]", "data.batch_size=2")
