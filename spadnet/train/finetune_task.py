@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spadnet.data.task_steps import LabelledBatch
 from spadnet.train.checkpoint import write_atomic
 from spadnet.train.mim_task import match_channels
-from spadnet.train.optim import OptimSettings, cosine_lr, parameter_groups
+from spadnet.train.optim import DenseAdamW, OptimSettings, cosine_lr, parameter_groups
 
 Schedule = Literal["cosine", "steps"]
 
@@ -91,7 +91,7 @@ class FinetuneTask(LightningModule):
         groups = scaled_groups(
             self.model, weight_decay=optim.weight_decay, layer_decay=self.settings.layer_decay
         )
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+        return DenseAdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
     def training_step(self, batch: Sequence[LabelledBatch], index: int) -> None:
         """Do one optimiser step over the micro-batches.

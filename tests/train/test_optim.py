@@ -7,7 +7,7 @@ from torch import nn
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.quantizer import SoftQuantizer
 from spadnet.models.vit import SpadViT
-from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, parameter_groups
+from spadnet.train.optim import DenseAdamW, OptimSettings, build_adamw, cosine_lr, parameter_groups
 
 SETTINGS = OptimSettings(lr=1.0, final_lr=0.1, warmup_steps=10)
 
@@ -53,3 +53,24 @@ def test_model_without_weights_to_decay_still_has_an_optimiser() -> None:
     optimizer = build_adamw(nn.LayerNorm(4), settings=SETTINGS)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert len(optimizer.param_groups) == 1
+
+
+def test_kernels_stored_channels_last_are_updated_alike_and_stay_so() -> None:
+    results = []
+    for optimizer_class in (torch.optim.AdamW, DenseAdamW):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 4, 1))
+        model = model.to(memory_format=torch.channels_last_3d)
+        optimizer = optimizer_class(model.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.rand(2, 3, 5, 5, 5)).square().sum().backward()
+            optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        results.append([*model.parameters(), *states])
+        kernel = model[0].weight
+        assert kernel.shape == (8, 3, 3, 3, 3)
+        assert kernel.is_contiguous(memory_format=torch.channels_last_3d)
+        assert optimizer.state[kernel]["exp_avg"].shape == kernel.shape
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
