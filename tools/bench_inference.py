@@ -32,7 +32,7 @@ import torch
 from bench_steps import CLOCKS, relative_error
 from torch import Tensor, nn
 
-from spadnet.inference.freeze import freeze
+from spadnet.inference.freeze import can_freeze, freeze
 from spadnet.inference.specialise import specialise
 from spadnet.models.registry import create_model, model_names
 from spadnet.models.tokenizer import Tokenizer
@@ -107,7 +107,9 @@ def build(
     last = form != "onnxruntime"
     net = specialise(model, degree, grey=model.in_chans > 1, dtype=dtype, channels_last=last)
     frozen = form in ("frozen", "bfloat16")
-    encode = Encode(freeze(net.model) if frozen else net.model, degree, expand=1).eval()
+    encode = Encode(
+        freeze(net.model) if frozen and can_freeze(net.model) else net.model, degree, expand=1
+    ).eval()
     if form == "compiled":
         compiled = torch.compile(encode)
         return lambda: compiled(image)

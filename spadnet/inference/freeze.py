@@ -64,8 +64,12 @@ class PackedAttention(nn.Module):
 
 
 def can_freeze(model: nn.Module) -> bool:
-    """Whether :func:`freeze` helps here: weights on an x86 CPU and a PyTorch that has oneDNN."""
-    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+    """Whether :func:`freeze` helps here: an x86 CPU that has the precision, PyTorch with oneDNN."""
+    parameters = list(model.parameters())
+    if any(parameter.device.type != "cpu" for parameter in parameters):
+        return False
+    in_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in parameters)
+    if in_bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise")
     has_products = all(hasattr(torch.ops.mkldnn, name) for name in names)
@@ -83,7 +87,8 @@ def freeze(model: _Module) -> _Module:
         be neither trained nor saved nor exported.
 
     Raises:
-        ValueError: If the weights are not on the CPU, or PyTorch has no oneDNN.
+        ValueError: If the weights are not on the CPU, it lacks their precision, or PyTorch has no
+            oneDNN.
     """
     if not can_freeze(model):
         raise ValueError("only a network on an x86 CPU can be frozen, by a PyTorch with oneDNN")
