@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from spadnet.cli.configure import configure
@@ -22,7 +21,7 @@ from spadnet.cli.finetune_model import (
     target_loss,
 )
 from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets, write_results
-from spadnet.cli.training import plain, run_dir, stopped
+from spadnet.cli.training import plain, record_and_fit, run_dir, stopped
 from spadnet.cli.usage import UsageError
 from spadnet.data.task_images import Preparation
 from spadnet.data.tasks import TaskData
@@ -35,8 +34,7 @@ from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.keep_best import KeepBest
 from spadnet.train.launch import find_launch
 from spadnet.train.precision import choose_precision
-from spadnet.train.run import FitResult, fit
-from spadnet.train.run_folder import checkpoint_to_resume, record_run
+from spadnet.train.run_folder import checkpoint_to_resume
 from spadnet.weights.contract import contract_of
 from spadnet.weights.hub import load_pretrained, save_pretrained
 
@@ -113,7 +111,7 @@ def run(argv: Sequence[str]) -> int:
         max_steps=settings["trainer"]["max_steps"],
         num_workers=settings["data"]["num_workers"],
     )
-    result = train_task(module, data, config, best, argv=argv)
+    result = record_and_fit(module, data, config, argv=argv, verb=VERB, callbacks=[best])
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code
@@ -143,42 +141,6 @@ def without_deep_supervision(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     cast(Any, model).decoder.deep_supervision = False
     return model
-
-
-def train_task(
-    module: FinetuneTask,
-    data: StepDataModule,
-    config: DictConfig,
-    best: KeepBest,
-    *,
-    argv: Sequence[str],
-) -> FitResult:
-    """Record the run and train."""
-    folder = run_dir(config)
-    record_run(
-        folder,
-        config=OmegaConf.to_yaml(config, resolve=True),
-        command=["spadnet", VERB, *argv],
-    )
-    trainer, callbacks, log = config.trainer, config.callbacks, config.logger
-    return fit(
-        module,
-        data,
-        folder,
-        precision=trainer.precision,
-        accelerator=trainer.accelerator,
-        threads=trainer.threads,
-        resume=config.resume,
-        save_every_steps=callbacks.save_every_steps,
-        keep_last=callbacks.keep_last,
-        log_every_steps=log.every_steps,
-        tensorboard=log.tensorboard,
-        csv_file=log.csv,
-        show_progress=callbacks.show_progress,
-        description=config.name,
-        seed=config.seed,
-        callbacks=[best],
-    )
 
 
 def in_chans(model: nn.Module) -> int:

@@ -17,6 +17,7 @@ from spadnet.data.datasets import StepDataset
 from spadnet.models.registry import create_model, model_names
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
+from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.launch import find_launch, is_first_rank
 from spadnet.train.mim_task import MimTask
 from spadnet.train.optim import OptimSettings
@@ -108,6 +109,29 @@ def train(
     checkpoint_to_resume(folder, config.resume)
     choose_precision(config.trainer.precision)
     check_ranks(task, datamodule, config, argv=argv, verb=verb)
+    return record_and_fit(task, datamodule, config, argv=argv, verb=verb)
+
+
+def record_and_fit(
+    task: TokenizerTask | MimTask | FinetuneTask,
+    datamodule: StepDataModule,
+    config: DictConfig,
+    *,
+    argv: Sequence[str],
+    verb: str,
+    callbacks: Sequence[Any] = (),
+) -> FitResult:
+    """Write down what is run, and run it, once all that a user can get wrong was checked.
+
+    Args:
+        task: Task of any stage.
+        datamodule: Its batches.
+        config: Composed configuration.
+        argv: The verb's command line.
+        verb: Its name.
+        callbacks: Lightning callbacks of the stage.
+    """
+    folder = run_dir(config)
     launch = find_launch()
     if launch is None or launch.rank == 0:
         record_run(
@@ -115,7 +139,7 @@ def train(
             config=OmegaConf.to_yaml(config, resolve=True),
             command=["spadnet", verb, *argv],
         )
-    trainer, callbacks, log = config.trainer, config.callbacks, config.logger
+    trainer, rules, log = config.trainer, config.callbacks, config.logger
     return fit(
         task,
         datamodule,
@@ -126,14 +150,15 @@ def train(
         rank_timeout=trainer.rank_timeout,
         threads=trainer.threads,
         resume=config.resume,
-        save_every_steps=callbacks.save_every_steps,
-        keep_last=callbacks.keep_last,
+        save_every_steps=rules.save_every_steps,
+        keep_last=rules.keep_last,
         log_every_steps=log.every_steps,
         tensorboard=log.tensorboard,
         csv_file=log.csv,
-        show_progress=callbacks.show_progress,
+        show_progress=rules.show_progress,
         description=config.name,
         seed=config.seed,
+        callbacks=callbacks,
     )
 
 
