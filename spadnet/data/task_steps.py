@@ -11,7 +11,15 @@ from torch.utils.data import Dataset
 
 from spadnet.data.augment import IntensityAugment, IntensityDraw, apply_intensity, draw_intensity
 from spadnet.data.task_images import TaskImage
-from spadnet.data.warp import Warp, WarpRange, draw_warp, foreground_centre, sample, thick_slices
+from spadnet.data.warp import (
+    Warp,
+    WarpRange,
+    average_slices,
+    draw_warp,
+    foreground_centre,
+    sample,
+    turn_to_z,
+)
 from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
 
 
@@ -20,7 +28,8 @@ class LabelledBatch(NamedTuple):
 
     Attributes:
         image: Intensities in [0, 1], [B, C, D, H, W], float32.
-        target: Classes, labels or values [B, N], float32; or classes of voxels [B, D, H, W], uint8.
+        target: Classes, labels or values [B, N], float32; or classes of voxels [B, D, H, W], uint8,
+            with n * D slices where slices of the image are the average of n.
         degree: Anisotropy.
         spacing: Millimetres along z, y, x, [B, 3].
         keys: Names of the cases.
@@ -48,7 +57,7 @@ class TaskAugment(NamedTuple):
         warp: Rotations, scales, shifts and flips.
         intensity: Changes of intensities; None for none.
         thick_prob: Chance of averaging 2 or 4 slices of a nearly isotropic volume along any axis,
-            so that the network also sees the degrees of thick slices.
+            so that the network also sees the degrees of thick slices. Label maps stay fine.
         foreground: Share of segmentation crops around a voxel that is not background.
     """
 
@@ -109,7 +118,7 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
             rng = np.random.default_rng((self.seed, 1, step, place))
             image, target, degree, spacing = self._draw(self.images[index], rng)
             drawn[place] = image, target, spacing
-            groups[degree, *image.shape].append((place, index))
+            groups[degree, *image.shape, *target.shape].append((place, index))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % (1 << 63))
         batches = []
         for (degree, *_), members in sorted(groups.items()):
@@ -146,26 +155,30 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
         is_map = case.target.ndim == 3
         label = case.target if is_map else None
         image, degree, spacing = case.image, case.degree, case.spacing
-        slab = 1
+        slab, axis = 1, 0
         if degree == 0 and rng.random() < self.augment.thick_prob:
             slab = 2 ** int(rng.integers(1, 3))
-            image, label, spacing = thick_slices(
-                image, label, spacing, axis=int(rng.integers(3)), slab=slab
-            )
+            axis = int(rng.integers(3))
+            image, label, spacing = turn_to_z(image, label, spacing, axis=axis)
             degree = slab.bit_length() - 1
-        size = image.shape[1:] if self.crop is None else self.size(degree)
         warp = Warp.none() if self.augment.warp is None else draw_warp(rng, self.augment.warp)
+        warp = warp.flat() if degree == MAX_DEGREE else warp.turned(axis)
         if self.crop is None:
-            centre = tuple((n - 1) / 2 for n in image.shape[1:])
+            size = tuple(image.shape[1:])
+            centre = tuple((n - 1) / 2 for n in size)
         else:
+            depth, *plane = self.size(degree)
+            size = (slab * depth, *plane)
             wants = label is not None and rng.random() < self.augment.foreground
             centre = foreground_centre(rng, image.shape[1:], size, label if wants else None)
-        warp = warp.flat() if degree == MAX_DEGREE else warp
-        image = sample(image, size, centre, warp, spacing)
+        image = sample(image, size, centre, warp, spacing, border=is_map)
+        if slab > 1:
+            image = average_slices(image, slab=slab)
+        thick = spacing._replace(z=slab * spacing.z)
         if label is None:
-            return image, case.target, degree, spacing
-        label = sample(label[None], size, centre, warp, spacing, nearest=True)[0]
-        return image, label, degree, spacing
+            return image, case.target, degree, thick
+        label = sample(label[None], size, centre, warp, spacing, nearest=True, border=True)[0]
+        return image, label, degree, thick
 
     def size(self, degree: int) -> tuple[int, int, int]:
         """Voxels of a crop of some degree."""

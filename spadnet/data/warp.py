@@ -62,6 +62,12 @@ class Warp(NamedTuple):
             flips=(False, *self.flips[1:]),
         )
 
+    def turned(self, axis: int) -> "Warp":
+        """The same mirrors of an image whose ``axis`` was turned to z."""
+        order = turned_axes(axis)
+        flips = self.flips[order[0]], self.flips[order[1]], self.flips[order[2]]
+        return self._replace(flips=flips)
+
     @property
     def is_still(self) -> bool:
         """Whether voxels stay where they are, but for flips."""
@@ -100,16 +106,19 @@ def sample(
     spacing: Spacing,
     *,
     nearest: bool = False,
+    border: bool = False,
 ) -> Tensor:
     """Cut a crop out of a volume, turned, scaled and mirrored about its own centre.
 
     Args:
-        volume: [C, D, H, W]; zero beyond its border.
+        volume: [C, D, H, W].
         size: Voxels (z, y, x) of the crop.
         centre: Voxel (z, y, x) in its middle; half ones lie between voxels.
         warp: What to do.
         spacing: Of volume and crop in mm: rotations are rigid in millimetres.
         nearest: Whether to take the nearest voxel, for labels, whose type is kept.
+        border: Whether the volume goes on beyond its border with the voxels there, as when a
+            network is run over it, or is zero.
 
     Returns:
         [C, *size]; float32 where it is interpolated.
@@ -117,14 +126,19 @@ def sample(
     flips = [1 + axis for axis in range(3) if warp.flips[axis]]
     starts = [c - (n - 1) / 2 for c, n in zip(centre, size, strict=True)]
     if warp.is_still and all(start == round(start) for start in starts):
-        crop = _cut(volume, [round(start) for start in starts], size)
+        cut = _cut_on if border else _cut
+        crop = cut(volume, [round(start) for start in starts], size)
         crop = crop.flip(flips) if flips else crop
         return crop.contiguous() if nearest else crop.float().contiguous()
     moved = [c + s * n for c, s, n in zip(centre, warp.shift, volume.shape[1:], strict=True)]
     grid = _grid(volume.shape[1:], size, moved, warp, spacing)
     mode = "nearest" if nearest else "bilinear"
     crop = F.grid_sample(
-        volume[None].float(), grid[None], mode=mode, padding_mode="zeros", align_corners=False
+        volume[None].float(),
+        grid[None],
+        mode=mode,
+        padding_mode="border" if border else "zeros",
+        align_corners=False,
     )[0]
     crop = crop.flip(flips) if flips else crop
     return crop.to(volume.dtype) if nearest else crop
@@ -141,6 +155,18 @@ def _cut(volume: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor:
         before = min(max(-start, 0), length)
         pads = [before, length - before - inside, *pads]
     return F.pad(volume, pads) if any(pads) else volume
+
+
+def _cut_on(volume: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor:
+    """A box that may reach beyond the volume, which goes on with the voxels of its border."""
+    for axis, (start, length) in enumerate(zip(starts, size, strict=True), start=1):
+        own = volume.shape[axis]
+        if start >= 0 and start + length <= own:
+            volume = volume.narrow(axis, start, length)
+        else:
+            places = torch.arange(start, start + length).clamp_(0, own - 1)
+            volume = volume.index_select(axis, places)
+    return volume
 
 
 def _grid(
@@ -205,34 +231,39 @@ def foreground_centre(
     return centre[0], centre[1], centre[2]
 
 
-def thick_slices(
-    image: Tensor, label: Tensor | None, spacing: Spacing, *, axis: int, slab: int
+def turn_to_z(
+    image: Tensor, label: Tensor | None, spacing: Spacing, *, axis: int
 ) -> tuple[Tensor, Tensor | None, Spacing]:
-    """Average slices along an axis, which becomes z, as a scanner with thick slices would.
+    """Turn an axis to z, as in a file whose slices lie along it: y points to where z came from.
 
     Args:
-        image: [C, D, H, W]; slices are repeated up to a multiple of ``slab``.
-        label: Classes, [D, H, W]; a thick voxel has the class that most of it has.
+        image: [C, D, H, W].
+        label: Classes, [D, H, W].
         spacing: Of both, in mm.
-        axis: 0, 1 or 2 for z, y or x. Axes turn as those of a file that is so thick would: y
-            points to where z came from.
-        slab: Slices in one.
+        axis: 0, 1 or 2 for z, y or x.
 
     Returns:
         Image, label and spacing with z along ``axis``.
     """
-    if axis:
-        order = [axis, 0, 3 - axis]
-        image = image.permute(0, *(1 + a for a in order)).flip(2)
-        label = None if label is None else label.permute(order).flip(1)
-        spacing = Spacing(*(spacing[a] for a in order))
+    if axis == 0:
+        return image, label, spacing
+    order = turned_axes(axis)
+    image = image.permute(0, *(1 + a for a in order)).flip(2)
+    label = None if label is None else label.permute(order).flip(1)
+    return image, label, Spacing(*(spacing[a] for a in order))
+
+
+def turned_axes(axis: int) -> tuple[int, int, int]:
+    """Which axes become z, y and x when ``axis`` turns to z."""
+    return (0, 1, 2) if axis == 0 else (axis, 0, 3 - axis)
+
+
+def average_slices(image: Tensor, *, slab: int) -> Tensor:
+    """Average each ``slab`` slices of [C, D, H, W], as a scanner with thick slices would.
+
+    The last slice is repeated up to a multiple. Returns [C, D / slab, H, W], float32.
+    """
     missing = -image.shape[1] % slab
     if missing:
         image = torch.cat([image, image[:, -1:].expand(-1, missing, -1, -1)], dim=1)
-    image = image.unflatten(1, (-1, slab)).float().mean(2)
-    if label is not None:
-        if missing:
-            label = torch.cat([label, label[-1:].expand(missing, -1, -1)])
-        votes = F.one_hot(label.unflatten(0, (-1, slab)).long()).sum(1)
-        label = votes.argmax(-1).to(label.dtype)
-    return image, label, spacing._replace(z=spacing.z * slab)
+    return image.unflatten(1, (-1, slab)).float().mean(2)

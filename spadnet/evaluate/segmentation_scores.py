@@ -17,7 +17,7 @@ from spadnet.data.image import Image
 from spadnet.data.paste import paste_back
 from spadnet.data.task_images import CaseReader, TaskImage, prepare_view
 from spadnet.data.tasks import Case
-from spadnet.inference.sliding_window import Predict, segment, with_flips
+from spadnet.inference.sliding_window import Predict, segment, stitch, with_flips
 from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride, required_multiple
 
 logger = logging.getLogger(__name__)
@@ -62,31 +62,55 @@ def segment_view(model: nn.Module, image: Tensor, degree: int, rule: WindowRule)
     """Most probable class of each voxel, uint8 [D, H, W].
 
     Args:
-        model: In evaluation mode; of several levels the first counts.
+        model: In evaluation mode.
         image: Prepared, [C, D, H, W].
+        degree: Anisotropy.
+        rule: How.
+    """
+    return segment(image.float(), predictor(model, degree, rule), **_options(degree, rule))
+
+
+def class_probabilities(model: nn.Module, image: Tensor, degree: int, rule: WindowRule) -> Tensor:
+    """Probability of each class, float32 [K, D, H, W]; for small images, as it holds all of them.
+
+    Args:
+        model: In evaluation mode.
+        image: Prepared, [C, D, H, W].
+        degree: Anisotropy.
+        rule: How.
+    """
+    return stitch(image.float(), predictor(model, degree, rule), **_options(degree, rule))
+
+
+def predictor(model: nn.Module, degree: int, rule: WindowRule) -> Predict:
+    """What gives class probabilities of windows, averaged over flips.
+
+    Args:
+        model: Of its levels the first counts.
         degree: Anisotropy.
         rule: How.
     """
     device = next(model.parameters()).device
     channels = int(cast(Any, getattr(model, "vit", model)).in_chans)
-    depth, height, width = rule.crop
-    slices = 1 if degree == MAX_DEGREE else max(depth >> degree, depth_stride(rule.stride, degree))
 
     def predict(x: Tensor) -> Tensor:
         logits = model(x.to(device).expand(-1, channels, -1, -1, -1), degree)
         finest = logits if isinstance(logits, Tensor) else logits[0]
         return finest.float().softmax(1).cpu()
 
-    run: Predict = predict
-    if rule.flips:
-        run = with_flips(predict, [axis for axis in rule.flips if axis or degree < MAX_DEGREE])
-    return segment(
-        image.float(),
-        run,
-        window=(slices, height, width),
-        multiple=required_multiple(degree, stride=rule.stride),
-        overlap=rule.overlap,
-    )
+    if not rule.flips:
+        return predict
+    return with_flips(predict, [axis for axis in rule.flips if axis or degree < MAX_DEGREE])
+
+
+def _options(degree: int, rule: WindowRule) -> dict[str, Any]:
+    depth, height, width = rule.crop
+    slices = 1 if degree == MAX_DEGREE else max(depth >> degree, depth_stride(rule.stride, degree))
+    return {
+        "window": (slices, height, width),
+        "multiple": required_multiple(degree, stride=rule.stride),
+        "overlap": rule.overlap,
+    }
 
 
 @torch.no_grad()

@@ -305,36 +305,48 @@ def init_he(module: nn.Module) -> None:
 
 
 def spad_unet_tiny(
-    *, in_chans: int = 1, num_classes: int = 2, deep_supervision: bool = False
+    *,
+    in_chans: int = 1,
+    num_classes: int = 2,
+    features: Sequence[int] = (8, 16, 32, 64, 80),
+    deep_supervision: bool = False,
 ) -> SpadUNet:
     """SPAD-UNet for small machines."""
     return SpadUNet(
         in_chans=in_chans,
         num_classes=num_classes,
-        features=(8, 16, 32, 64, 80),
+        features=features,
         deep_supervision=deep_supervision,
     )
 
 
 def spad_unet_small(
-    *, in_chans: int = 1, num_classes: int = 2, deep_supervision: bool = False
+    *,
+    in_chans: int = 1,
+    num_classes: int = 2,
+    features: Sequence[int] = (16, 32, 64, 128, 160),
+    deep_supervision: bool = False,
 ) -> SpadUNet:
     """SPAD-UNet with half of nnU-Net's widths."""
     return SpadUNet(
         in_chans=in_chans,
         num_classes=num_classes,
-        features=(16, 32, 64, 128, 160),
+        features=features,
         deep_supervision=deep_supervision,
     )
 
 
 def spad_unet_base(
-    *, in_chans: int = 1, num_classes: int = 2, deep_supervision: bool = False
+    *,
+    in_chans: int = 1,
+    num_classes: int = 2,
+    features: Sequence[int] = (32, 64, 128, 256, 320),
+    deep_supervision: bool = False,
 ) -> SpadUNet:
     """SPAD-UNet with nnU-Net's widths."""
     return SpadUNet(
         in_chans=in_chans,
         num_classes=num_classes,
-        features=(32, 64, 128, 256, 320),
+        features=features,
         deep_supervision=deep_supervision,
     )

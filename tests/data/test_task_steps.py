@@ -65,6 +65,22 @@ def test_thin_cases_also_come_with_thick_slices() -> None:
     assert set(degrees) == {0, 1, 2}
     assert degrees[2].image.shape[2:] == (8, 32, 32)
     assert degrees[2].spacing[0].tolist() == [4.0, 1.0, 1.0]
+    assert degrees[2].target.shape[1:] == (32, 32, 32)  # labels stay fine
+
+
+def test_thick_slices_come_as_those_of_cases_that_are_so_thick() -> None:
+    thin = case("thin", 0, 32, 32, 32, is_map=True)
+    thick = case("thick", 2, 8, 32, 32, is_map=True)
+    augment = PLAIN._replace(thick_prob=1.0)
+    steps = TaskSteps([thin, thick], batch_size=2, crop=(32, 32, 32), augment=augment)
+    batches = [batch for step in range(8) for batch in steps[step] if batch.degree == 2]
+    depths = {batch.keys[0]: batch.target.shape[1] for batch in batches}
+    assert depths == {"thin": 32, "thick": 8}
+    for batch in batches:  # whatever the axis: the average of what the labels are of
+        if batch.keys == ["thin"]:
+            share = batch.target.float().unflatten(1, (-1, 4)).mean(2)
+            level = torch.corrcoef(torch.stack([share.flatten(), batch.image.flatten()]))
+            assert level[0, 1] > 0.8
 
 
 def test_micro_batches_bound_what_passes_together() -> None:

@@ -9,10 +9,12 @@ import torch
 from spadnet.data.warp import (
     Warp,
     WarpRange,
+    average_slices,
     draw_warp,
     foreground_centre,
     sample,
-    thick_slices,
+    turn_to_z,
+    turned_axes,
 )
 from spadnet.spacing import Spacing
 
@@ -109,16 +111,45 @@ def test_crops_find_rare_classes_and_stay_inside() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_thick_slices_are_averages_along_an_axis(axis: int) -> None:
+def test_slices_are_averaged_along_an_axis_turned_to_z(axis: int) -> None:
     x = volume(8, 12, 16)
     label = (x[0] > 0.5).to(torch.uint8)
     spacing = Spacing(1.0, 1.2, 1.4)
-    thick, votes, mm = thick_slices(x, label, spacing, axis=axis, slab=4)
-    assert votes is not None
+    turned, classes, mm = turn_to_z(x, label, spacing, axis=axis)
+    assert classes is not None
+    assert torch.equal(classes, (turned[0] > 0.5).to(torch.uint8))
+    assert mm == tuple(spacing[a] for a in turned_axes(axis))
+    thick = average_slices(turned, slab=4)
     assert thick.shape[1] == (8, 12, 16)[axis] // 4
-    assert mm.z == pytest.approx(4 * spacing[axis])
-    assert thick.mean().item() == pytest.approx(x.mean().item(), rel=1e-5)
-    assert votes.shape == thick.shape[1:]
     first = x.movedim(1 + axis, 1)[:, :4].mean(1)  # what the first thick slice shows
     shown = thick[:, 0] if axis == 0 else thick[:, 0].flip(1)
     torch.testing.assert_close(shown, first)
+
+
+def test_the_last_slice_is_repeated_to_fill_a_slab() -> None:
+    x = volume(6, 4, 4)
+    torch.testing.assert_close(average_slices(x, slab=4)[:, 1], x[:, [4, 5, 5, 5]].mean(1))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_mirrors_stay_with_their_axis_when_it_is_turned(axis: int) -> None:
+    x = volume(8, 12, 16)
+    warp = Warp.none()._replace(flips=(False, False, True))  # left and right
+    spacing = Spacing(1, 1, 1)
+    mirrored = turn_to_z(x.flip(3), None, spacing, axis=axis)[0]
+    turned = turn_to_z(x, None, spacing, axis=axis)[0]
+    centre = [(n - 1) / 2 for n in turned.shape[1:]]
+    found = sample(turned, turned.shape[1:], centre, warp.turned(axis), spacing)
+    torch.testing.assert_close(found, mirrored)
+
+
+def test_beyond_the_border_is_zero_or_what_lies_there() -> None:
+    x = volume(4, 4, 4) + 1
+    spacing, centre = Spacing(1, 1, 1), (0.5, 1.5, 1.5)
+    for warp in (Warp.none(), Warp.none()._replace(scale=1.0 + 1e-6)):
+        zero, on = (
+            sample(x, (4, 4, 4), centre, warp, spacing, border=border) for border in (False, True)
+        )
+        torch.testing.assert_close(zero[:, 0], torch.zeros(1, 4, 4), rtol=0, atol=1e-4)
+        torch.testing.assert_close(on[:, 0], x[:, 0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(on[:, 1:], zero[:, 1:], rtol=1e-4, atol=1e-4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spadnet.losses.segmentation import SegmentationLoss
+from spadnet.losses.segmentation import SegmentationLoss, finer_slices
 
 
 def test_right_logits_cost_nothing_and_levels_count_half_each() -> None:
@@ -30,3 +30,18 @@ def test_flat_levels_and_gradients() -> None:
     assert all(level.grad is not None and level.grad.abs().sum() > 0 for level in levels)
     with pytest.raises(ValueError, match="at least two classes"):
         SegmentationLoss(num_classes=1)
+
+
+def test_a_finer_label_map_is_learnt_between_thick_slices() -> None:
+    label = torch.zeros(1, 8, 4, 4, dtype=torch.uint8)
+    label[:, 3:] = 1  # the border lies within the first of two thick slices
+    loss = SegmentationLoss(num_classes=2)
+    logits = torch.zeros(1, 2, 2, 4, 4, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(logits, label).backward()
+        optimizer.step()
+    assert torch.equal(finer_slices(logits, 8).argmax(1).to(torch.uint8), label)
+    # Logarithms of probabilities serve as well.
+    assert torch.equal(finer_slices(logits.log_softmax(1), 8).argmax(1).to(torch.uint8), label)
