@@ -98,10 +98,18 @@ VERBS = {
     ),
     "pretrain-mim": Verb(
         "spadnet.cli.pretrain_mim",
-        "Train the vision transformer on the tokenizer's codes (stage 2)",
-        "tokenizer=FOLDER [experiment=NAME] [out=FOLDER] [resume=auto] [KEY=VALUE]",
+        "Pre-train an encoder on the tokenizer's codes (stage 2), voxels or anatomies",
+        "[objective=tokens|pixels|disentangle] [tokenizer=FOLDER] [experiment=NAME] [out=FOLDER] "
+        "[resume=auto] [KEY=VALUE]",
         "spadnet pretrain-mim experiment=mim_tiny tokenizer=runs/tokenizer_tiny/tokenizer",
         "pretrain_mim",
+        (
+            "objective=tokens predicts the codes of tokenizer=FOLDER behind a mask; pixels the",
+            "voxels (experiment=mae_tiny); disentangle tells the structures of synthetic anatomies",
+            "apart, in two views of each (experiment=rasd_tiny, or rasd_unet_tiny for a U-Net).",
+            "Several with weights: objective='{pixels: 1.0, disentangle: 0.5}'; 0 leaves one out.",
+            "The encoder is in out/encoder, a U-Net in out/unet.",
+        ),
     ),
     "finetune": Verb(
         "spadnet.cli.finetune",

@@ -1,6 +1,6 @@
 """The data of a training from a ``data`` section."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,13 @@ from spadnet.data.catalogue import load_store
 from spadnet.data.crop_plan import NO_AUGMENT, CropAugment
 from spadnet.data.datasets import StepDataset, SyntheticSource, Volume, to_volume
 from spadnet.data.folder import load_folder
+from spadnet.data.labelled_steps import JoinedSteps, LabelledSteps
 from spadnet.data.samples import list_samples, load_samples
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.near_names import suggest
+from spadnet.spacing import MAX_DEGREE
 from spadnet.train.datamodule import StepDataModule
-from spadnet.train.synthetic import ANATOMIES, synthetic_images
+from spadnet.train.synthetic import ANATOMIES, labelled_images, synthetic_images
 
 SOURCES = ("samples", "folder", "store", "synthesis")
 
@@ -34,28 +36,53 @@ class Data(NamedTuple):
     trained: TrainedRange
 
 
-def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
+def build_data(
+    settings: Mapping[str, Any], *, in_chans: int, images: bool = True, labelled: bool = False
+) -> Data:
     """Read the images and plan the batches.
 
     Args:
         settings: Composed configuration as plain types.
         in_chans: Channels of the batches.
+        images: Whether steps hold crops of images, synthetic ones among them.
+        labelled: Whether steps hold synthetic images of known anatomy, as ``disentangle`` says.
 
     Raises:
         ValueError: If an image cannot be used; the message names the file and the reason.
     """
-    section, max_steps = settings["data"], settings["trainer"]["max_steps"]
-    volumes, names = load_volumes(section, in_chans=in_chans)
+    max_steps = settings["trainer"]["max_steps"]
+    steps: list[StepDataset | LabelledSteps] = []
+    volumes: list[Volume] = []
+    names: list[str] = []
+    if images:
+        volumes, names = load_volumes(settings["data"], in_chans=in_chans)
+        steps.append(_image_steps(settings, volumes, in_chans=in_chans))
+    if labelled:
+        steps.append(_labelled_steps(settings))
+    if labelled or any(isinstance(part, StepDataset) and part.synthetic for part in steps):
+        names.append("spadnet synthesis")
+    dataset = steps[0] if len(steps) == 1 else JoinedSteps(*steps)
+    module = StepDataModule(
+        dataset, max_steps=max_steps, num_workers=settings["data"]["num_workers"]
+    )
+    degrees = sorted({degree for part in steps for degree in part.degrees})
+    trained = TrainedRange.over([volume.spacing for volume in volumes], degrees)
+    return Data(module, names, trained)
+
+
+def _image_steps(
+    settings: Mapping[str, Any], volumes: Sequence[Volume], *, in_chans: int
+) -> StepDataset:
+    """Crops of images and synthesis."""
+    section = settings["data"]
     share = section["synthetic_share"] if volumes else 1.0
     mix_up = section["mix_up"] if volumes else 0.0
-    if share > 0 or mix_up > 0:
-        names.append("spadnet synthesis")
     if not 0 <= section["thick_slices"] <= 1:
         raise UsageError(f"data.thick_slices must lie in [0, 1], got {section['thick_slices']}")
     augment = CropAugment(thick_prob=section["thick_slices"]) if section["augment"] else NO_AUGMENT
-    dataset = StepDataset(
+    return StepDataset(
         volumes,
-        max_steps=max_steps,
+        max_steps=settings["trainer"]["max_steps"],
         seed=settings["seed"],
         degrees=section["degrees"],
         degrees_per_step=section["degrees_per_step"],
@@ -69,17 +96,48 @@ def build_data(settings: Mapping[str, Any], *, in_chans: int) -> Data:
         crop_augment=augment._replace(fractional_degree=section["fractional_degree"]),
         intensity_augment=IntensityAugment() if section["augment"] else None,
     )
-    module = StepDataModule(dataset, max_steps=max_steps, num_workers=section["num_workers"])
-    trained = TrainedRange.over([volume.spacing for volume in volumes], dataset.degrees)
-    return Data(module, names, trained)
+
+
+def _labelled_steps(settings: Mapping[str, Any]) -> LabelledSteps:
+    """Synthetic images of known anatomy."""
+    section, wanted = settings["data"], settings["disentangle"]
+    severities, tokens = wanted["severities"], tuple(section["tokens"])
+    if not isinstance(severities, list) or len(severities) != 2:
+        raise UsageError(f"disentangle.severities must be [least,largest], got {severities}")
+    if not 0 <= severities[0] <= severities[1] <= 1:
+        raise UsageError(f"disentangle.severities must rise from 0 to 1, got {severities}")
+    if wanted["num_views"] not in (1, 2):
+        raise UsageError(f"disentangle.num_views must be 1 or 2, got {wanted['num_views']}")
+    if any(count % 2 for count in tokens):  # the pyramid's coarsest map halves the tokens
+        raise UsageError(f"disentangle takes even data.tokens, got {list(tokens)}")
+    source = partial(
+        labelled_images,
+        source=_known_anatomy(section),
+        severities=tuple(severities) if wanted["num_views"] == 2 else None,
+    )
+    budget = wanted["token_budget"]
+    return LabelledSteps(
+        source,
+        max_steps=settings["trainer"]["max_steps"],
+        seed=settings["seed"],
+        degrees=range(MAX_DEGREE + 1) if section["degrees"] is None else section["degrees"],
+        degrees_per_step=section["degrees_per_step"],
+        flat_share=section["flat_share"],
+        tokens=tokens,
+        token_budget=section["token_budget"] if budget is None else budget,
+    )
 
 
 def _synthesis(section: Mapping[str, Any]) -> SyntheticSource:
     """Synthesis with the anatomies that a ``data`` section asks for."""
-    source = section["synthetic_anatomy"]
+    return partial(synthetic_images, source=_known_anatomy(section))
+
+
+def _known_anatomy(section: Mapping[str, Any]) -> str:
+    source = str(section["synthetic_anatomy"])
     if source not in ANATOMIES:
         raise UsageError(f"unknown data.synthetic_anatomy {source!r}{suggest(source, ANATOMIES)}")
-    return partial(synthetic_images, source=source)
+    return source
 
 
 def load_volumes(section: Mapping[str, Any], *, in_chans: int) -> tuple[list[Volume], list[str]]:

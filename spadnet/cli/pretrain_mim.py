@@ -1,4 +1,4 @@
-"""``spadnet pretrain-mim``: stage 2."""
+"""``spadnet pretrain-mim``: pre-train an encoder, by tokens (stage 2), pixels or anatomies."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import torch
 
 from spadnet.cli.configure import configure
 from spadnet.cli.data import build_data
+from spadnet.cli.objectives import build_parts, objective_weights
 from spadnet.cli.trained import find_tokenizer
 from spadnet.cli.training import (
     build_model,
@@ -21,12 +22,13 @@ from spadnet.cli.training import (
 )
 from spadnet.cli.usage import UsageError
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.train.checkpoint import read_checkpoint
 from spadnet.train.initial_weights import start_from
 from spadnet.train.launch import is_first_rank
-from spadnet.train.mim_task import MimTask
+from spadnet.train.pretrain_task import PretrainTask
 from spadnet.weights.hub import save_pretrained
 
 logger = logging.getLogger(__name__)
@@ -35,17 +37,32 @@ VERB = "pretrain-mim"
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train a SPAD-ViT and write it, and the whole model with its head, as checkpoint folders."""
+    """Train an encoder and write it as a checkpoint folder."""
     config = configure("pretrain_mim", argv)
     if config is None:
         return 0
-    if "tokenizer" not in config or config.get("tokenizer") is None:
-        raise UsageError("tokenizer=FOLDER is missing: the folder of a trained tokenizer")
     settings = plain(config)
-    tokenizer = find_tokenizer(str(settings["tokenizer"]))
+    weights = objective_weights(settings)
+    tokenizer = None
+    if "tokens" in weights:
+        if settings["tokenizer"] is None:
+            raise UsageError(
+                "tokenizer=FOLDER is missing: the folder of a trained tokenizer; "
+                "objective=pixels and objective=disentangle need none"
+            )
+        tokenizer = find_tokenizer(str(settings["tokenizer"]))
+    if len(weights) > 1 and config.trainer.strategy == "fsdp":
+        raise UsageError("trainer.strategy=fsdp takes one objective")
     task = build_task(settings, tokenizer)
-    in_chans = common_channels(task.model.vit.in_chans, tokenizer.in_chans, settings["tokenizer"])
-    data = build_data(settings, in_chans=in_chans)
+    in_chans = encoder_of(task).in_chans
+    if tokenizer is not None:
+        in_chans = common_channels(in_chans, tokenizer.in_chans, str(settings["tokenizer"]))
+    data = build_data(
+        settings,
+        in_chans=in_chans,
+        images=set(weights) != {"disentangle"},
+        labelled="disentangle" in weights,
+    )
     result = train(task, data.module, config, argv=argv, verb=VERB)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
@@ -55,15 +72,38 @@ def run(argv: Sequence[str]) -> int:
     if config.trainer.strategy == "fsdp" and result.checkpoint is not None:
         task = build_task(settings, tokenizer)  # a whole model: this rank's holds a part
         task.load_state_dict(read_checkpoint(result.checkpoint)["state_dict"])
-    facts = {
-        **training_facts(result, config, data),
-        "tokenizer": Path(settings["tokenizer"]).name,
-    }
-    name, folder = config.model.name, run_dir(config)
-    encoder = save_pretrained(task.model.vit, folder / "encoder", name=name, training=facts)
-    save_pretrained(task.model, folder / "mim", name=name, training=facts)
-    logger.info("encoder written to %s", encoder)
+    facts = {**training_facts(result, config, data), **objective_facts(settings)}
+    name, folder, encoder = config.model.name, run_dir(config), encoder_of(task)
+    place = save_pretrained(
+        encoder,
+        folder / ("unet" if isinstance(encoder, SpadUNet) else "encoder"),
+        name=name,
+        training=facts,
+    )
+    for model in task.modules():
+        if isinstance(model, MaskedImageModel):
+            save_pretrained(model, folder / "mim", name=name, training=facts)
+    logger.info("encoder written to %s", place)
     return 0
+
+
+def encoder_of(task: PretrainTask) -> SpadViT | SpadUNet:
+    """The encoder that all objectives of a task train."""
+    return next(m for m in task.model.modules() if isinstance(m, SpadViT | SpadUNet))
+
+
+def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model card tells about the objectives and the share of synthesis."""
+    weights, data = objective_weights(settings), settings["data"]
+    facts: dict[str, Any] = {"objective": weights}
+    if "tokens" in weights:
+        facts["tokenizer"] = Path(str(settings["tokenizer"])).name
+    if set(weights) != {"disentangle"}:
+        share = 1.0 if data["source"] == "synthesis" else data["synthetic_share"]
+        facts["synthetic_share"] = share
+    if "disentangle" in weights:
+        facts["disentangle"] = "labelled synthetic images alone"
+    return facts
 
 
 def common_channels(encoder: int, tokenizer: int, source: str) -> int:
@@ -81,32 +121,28 @@ def common_channels(encoder: int, tokenizer: int, source: str) -> int:
     return min(encoder, tokenizer)
 
 
-def build_task(settings: Mapping[str, Any], tokenizer: Tokenizer) -> MimTask:
-    """Build the task of stage 2.
+def build_task(settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> PretrainTask:
+    """Build the task.
 
     Args:
         settings: Composed configuration as plain types; its seed decides the first weights.
-        tokenizer: Trained tokenizer.
+        tokenizer: Trained tokenizer, None where no objective needs one.
     """
     torch.manual_seed(settings["seed"])
     section = dict(settings["model"])
-    num_mask_layers = section.pop("num_mask_layers")
+    num_mask_layers = section.pop("num_mask_layers", 1)
     checkpointing = section.pop("grad_checkpointing")
-    vit = build_model(section, prefix="spad_vit_")
-    assert isinstance(vit, SpadViT)
+    is_unet = str(section["name"]).startswith("spad_unet_")
+    encoder = build_model(section, prefix="spad_unet_" if is_unet else "spad_vit_")
+    assert isinstance(encoder, SpadViT | SpadUNet)
     if settings["init"] is not None:
-        start_from(vit, settings["init"])
-    vit.set_grad_checkpointing(checkpointing)
-    model = MaskedImageModel(
-        vit,
-        codebook_size=tokenizer.quantizer.codebook_size,
-        num_mask_layers=num_mask_layers,
-    )
-    return MimTask(
-        model,
-        tokenizer,
+        if isinstance(encoder, SpadUNet):
+            raise UsageError("init= is for a spad_vit")
+        start_from(encoder, settings["init"])
+    encoder.set_grad_checkpointing(checkpointing)
+    return PretrainTask(
+        build_parts(settings, encoder, tokenizer, num_mask_layers=num_mask_layers),
         max_steps=settings["trainer"]["max_steps"],
-        mask_ratio=settings["mask_ratio"],
         optim=optim_settings(settings["optim"]),
         seed=settings["seed"],
     )

@@ -13,15 +13,15 @@ from torch import nn
 
 from spadnet.cli.data import Data
 from spadnet.cli.usage import UsageError
-from spadnet.data.datasets import StepDataset
+from spadnet.data.labelled_steps import RankedSteps
 from spadnet.models.registry import create_model, model_names
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.launch import find_launch, is_first_rank
-from spadnet.train.mim_task import MimTask
 from spadnet.train.optim import OptimSettings
 from spadnet.train.precision import choose_precision
+from spadnet.train.pretrain_task import PretrainTask
 from spadnet.train.run import FitResult, fit
 from spadnet.train.run_folder import checkpoint_to_resume, record_run
 from spadnet.train.strategy import check_strategy
@@ -88,7 +88,7 @@ def run_dir(config: DictConfig) -> Path:
 
 
 def train(
-    task: TokenizerTask | MimTask,
+    task: TokenizerTask | PretrainTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
@@ -113,7 +113,7 @@ def train(
 
 
 def record_and_fit(
-    task: TokenizerTask | MimTask | FinetuneTask,
+    task: TokenizerTask | PretrainTask | FinetuneTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
@@ -163,7 +163,7 @@ def record_and_fit(
 
 
 def check_ranks(
-    task: TokenizerTask | MimTask,
+    task: TokenizerTask | PretrainTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
@@ -194,7 +194,7 @@ def check_ranks(
             "trainer.strategy=fsdp is for pretrain-mim; a tokenizer fits on one device"
         )
     if launch is not None:
-        assert isinstance(datamodule.dataset, StepDataset)
+        assert isinstance(datamodule.dataset, RankedSteps)
         datamodule.dataset.for_rank(launch.rank, launch.world_size)
 
 

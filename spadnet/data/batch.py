@@ -16,6 +16,8 @@ class Batch(NamedTuple):
         spacing: Millimetres along z, y, x, [B, 3].
         keys: What each crop was taken from.
         intensity: Intensity augmentation that is still to be done; None where there is none.
+        labels: Known anatomy of synthetic images, uint8, [B, D, H, W]; None of other images.
+        other_view: The same anatomies in other images, as ``image``; None where there is one view.
     """
 
     image: Tensor
@@ -23,6 +25,8 @@ class Batch(NamedTuple):
     spacing: Tensor
     keys: list[str]
     intensity: IntensityDraw | None = None
+    labels: Tensor | None = None
+    other_view: Tensor | None = None
 
     def augmented(self) -> "Batch":
         """Do the intensity augmentation where the image is now: on the device."""

@@ -40,6 +40,22 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def embed_visible(vit: SpadViT, x: Tensor, visible_index: Tensor, degree: int) -> Tensor:
+    """Tokens [B, V, C] of visible patches before the first block; no other patch is embedded.
+
+    Args:
+        vit: The encoder.
+        x: Volumes in [0, 1], [B, C_in, D, H, W].
+        visible_index: Positions of the patches, [B, V].
+        degree: Degree of anisotropy.
+    """
+    x, degree = vit.normalise(x, degree)
+    grid = vit.patch_embed.grid_size(x.shape[-3:], degree)
+    patches = gather_tokens(vit.patch_embed.patchify(x, degree), visible_index)
+    visible = vit.patch_embed.project(patches, degree)
+    return visible + gather_tokens(vit.positions(grid), visible_index)
+
+
 class MaskedImageModel(nn.Module):
     """SPAD-ViT with mask tokens and a head that predicts a distribution over codes.
 
@@ -105,12 +121,8 @@ class MaskedImageModel(nn.Module):
     ) -> Tensor:
         """Normalised class, visible and masked tokens in this order, or only the last ones."""
         vit = self.vit
-        x, degree = vit.normalise(x, degree)
         grid = vit.patch_embed.grid_size(x.shape[-3:], degree)
-        patches = gather_tokens(vit.patch_embed.patchify(x, degree), visible_index)
-        visible = vit.patch_embed.project(patches, degree)
-        visible = visible + gather_tokens(vit.positions(grid), visible_index)
-        tokens = vit.with_class_token(visible)
+        tokens = vit.with_class_token(embed_visible(vit, x, visible_index, degree))
         # A token's place is known by its angles alone, so that tokens may stand in any order.
         order = torch.cat((visible_index, masked_index), dim=1).unsqueeze(1)
         cos, sin = (angles[order] for angles in vit.rope(grid, x.device))  # [B, 1, L, d]

@@ -15,6 +15,15 @@ STRIDE = 32
 WIDTHS = (16, 32, 64, 96, 128, 160)
 
 
+def default_out_indices(depth: int) -> list[int]:
+    """Blocks of a ViT that feed a pyramid: a third, a half, two thirds and all of the way.
+
+    >>> default_out_indices(12)
+    [3, 5, 7, 11]
+    """
+    return [max(depth * n // 12 - 1, 0) for n in (4, 6, 8, 12)]
+
+
 class VitSegmentor(nn.Module):
     """Maps at strides 1 and 2 from convolutions, 4 to 32 from the ViT, joined from coarse to fine.
 
@@ -52,7 +61,7 @@ class VitSegmentor(nn.Module):
             raise ValueError(f"the pyramid takes patches of 16, got {vit.patch_embed.patch_size}")
         depth = len(vit.blocks)
         if out_indices is None:
-            out_indices = [max(depth * n // 12 - 1, 0) for n in (4, 6, 8, 12)]
+            out_indices = default_out_indices(depth)
         vit.reset_classifier(0)
         self.num_classes = num_classes
         self.widths = tuple(widths)

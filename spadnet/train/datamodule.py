@@ -4,13 +4,13 @@ import signal
 import time
 from collections.abc import Iterator, Sized
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spadnet.data.batch import Batch
-from spadnet.data.datasets import StepDataset
+from spadnet.data.labelled_steps import RankedSteps
 from spadnet.train.checkpoint import finished_steps
 
 
@@ -76,8 +76,10 @@ class StepDataModule(LightningDataModule):
         trainer, dataset = self.trainer, self.dataset
         start = finished_steps(trainer) if trainer is not None else 0
         if trainer is not None and trainer.world_size > 1:
-            assert isinstance(dataset, StepDataset)
-            dataset = dataset.for_rank(trainer.global_rank, trainer.world_size)
+            assert isinstance(dataset, RankedSteps)
+            dataset = cast(
+                Dataset[list[Batch]], dataset.for_rank(trainer.global_rank, trainer.world_size)
+            )
         self._loader = _TimedLoader(
             dataset,
             batch_size=None,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spadnet.data.task_steps import LabelledBatch
 from spadnet.train.checkpoint import write_atomic
-from spadnet.train.mim_task import match_channels
+from spadnet.train.objectives import match_channels
 from spadnet.train.optim import DenseAdamW, OptimSettings, cosine_lr, parameter_groups
 
 Schedule = Literal["cosine", "steps"]

@@ -32,11 +32,13 @@ PARAMETERS = {
 
 
 def stage_of(experiment: str) -> str:
-    return "mim" if "mim" in experiment else "tokenizer"
+    content = (config_root() / "experiment" / f"{experiment}.yaml").read_text()
+    return "mim" if "stage: mim" in content else "tokenizer"
 
 
 def test_the_promised_experiments_are_there() -> None:
     promised = {"tokenizer_base", "mim_base", "mim_large", "tokenizer_tiny", "mim_tiny"}
+    promised |= {"mae_tiny", "rasd_tiny", "rasd_unet_tiny", "mixed_tiny"}
     assert promised <= set(EXPERIMENTS)
 
 
@@ -58,7 +60,7 @@ def test_experiment_can_be_built(experiment: str) -> None:
             tokenizer = create_model(size)
             assert isinstance(tokenizer, Tokenizer)
             mim = pretrain_mim.build_task(settings, tokenizer)
-            model, in_chans = mim.model.vit, tokenizer.in_chans
+            model, in_chans = pretrain_mim.encoder_of(mim), tokenizer.in_chans
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == PARAMETERS.get(experiment, count)
     data = build_data(settings, in_chans=in_chans)

@@ -15,8 +15,9 @@ from spadnet.models.quantizer import QuantizerKind
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.train.datamodule import StepDataModule
-from spadnet.train.mim_task import MimTask
+from spadnet.train.objectives import TokenObjective
 from spadnet.train.optim import OptimSettings
+from spadnet.train.pretrain_task import Part, PretrainTask
 from spadnet.train.run import FitResult, fit
 from spadnet.train.tokenizer_task import CodeStart, TokenizerTask
 
@@ -84,12 +85,13 @@ def adversarial_task(max_steps: int) -> TokenizerTask:
     return task
 
 
-def mim_task(max_steps: int) -> MimTask:
+def mim_task(max_steps: int) -> PretrainTask:
     """Task of stage 2 with dropped residual branches, which draw from the global generator."""
     torch.manual_seed(0)
     vit = SpadViT(in_chans=1, embed_dim=24, depth=2, num_heads=2, drop_path_rate=0.5)
     model = MaskedImageModel(vit, codebook_size=NUM_CODES, num_mask_layers=1)
-    return MimTask(model, tiny_tokenizer(), max_steps=max_steps, optim=OPTIM)
+    objective = TokenObjective(model, tiny_tokenizer())
+    return PretrainTask({"tokens": Part(model, objective)}, max_steps=max_steps, optim=OPTIM)
 
 
 TASKS: dict[str, Callable[[int], LightningModule]] = {
