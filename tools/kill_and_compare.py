@@ -5,8 +5,8 @@
 Two trainings of one configuration run as ``spadnet`` commands: one undisturbed; the other is killed
 with SIGKILL at random moments, the import and the writing of checkpoints included, and continued
 with ``resume=auto`` and another number of workers. Every checkpoint that both kept, the finished
-weights, every row of ``metrics.csv`` and the scores on a test split must agree in each bit. The exit
-code is 1 where one does not, 2 where the trainings could not be run.
+weights, every row of ``metrics.csv`` and the scores on a test split must agree in each bit. The
+exit code is 1 where one does not, 2 where the trainings could not be run.
 """
 
 import argparse

@@ -17,7 +17,8 @@ from spadnet.cli.finetune_model import (
     Statistics,
     build_classifier,
     build_segmentor,
-    finetune_settings,
+    recipe_mode,
+    recipe_optim,
     target_loss,
 )
 from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets, write_results
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     choose_precision(config.trainer.precision)
     if config.trainer.devices != 1 or find_launch() is not None:
         raise UsageError("fine-tuning on several devices is not supported yet; trainer.devices=1")
-    rules = finetune_settings(settings)
+    mode, optim = recipe_mode(settings), recipe_optim(settings)
     task = find_task(settings)
     is_map = task.kind == "segmentation"
     model = build_segmentor(settings, task) if is_map else build_classifier(settings, task)
@@ -85,8 +86,8 @@ def run(argv: Sequence[str]) -> int:
         model,
         loss,
         max_steps=settings["trainer"]["max_steps"],
-        settings=rules,
-        keep_bad_batch=folder / "bad_batch.pt",
+        optim=optim,
+        freeze=mode in ("probe", "attention"),
     )
 
     def save(found: nn.Module, step: int, scores: Mapping[str, float], name: str = "best") -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from spadnet.cli.configure import configure
 from spadnet.cli.data import build_data
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     if len(weights) > 1 and config.trainer.strategy == "fsdp":
         raise UsageError("trainer.strategy=fsdp takes one objective")
     task = build_task(settings, tokenizer)
-    in_chans = encoder_of(task).in_chans
+    in_chans = encoder_of(task.model).in_chans
     if tokenizer is not None:
         in_chans = common_channels(in_chans, tokenizer.in_chans, str(settings["tokenizer"]))
     data = build_data(
@@ -73,23 +74,23 @@ def run(argv: Sequence[str]) -> int:
         task = build_task(settings, tokenizer)  # a whole model: this rank's holds a part
         task.load_state_dict(read_checkpoint(result.checkpoint)["state_dict"])
     facts = {**training_facts(result, config, data), **objective_facts(settings)}
-    name, folder, encoder = config.model.name, run_dir(config), encoder_of(task)
+    name, folder, encoder = config.model.name, run_dir(config), encoder_of(task.final_model)
     place = save_pretrained(
         encoder,
         folder / ("unet" if isinstance(encoder, SpadUNet) else "encoder"),
         name=name,
         training=facts,
     )
-    for model in task.modules():
+    for model in task.final_model.modules():
         if isinstance(model, MaskedImageModel):
             save_pretrained(model, folder / "mim", name=name, training=facts)
     logger.info("encoder written to %s", place)
     return 0
 
 
-def encoder_of(task: PretrainTask) -> SpadViT | SpadUNet:
-    """The encoder that all objectives of a task train."""
-    return next(m for m in task.model.modules() if isinstance(m, SpadViT | SpadUNet))
+def encoder_of(model: nn.Module) -> SpadViT | SpadUNet:
+    """The encoder that all objectives train."""
+    return next(m for m in model.modules() if isinstance(m, SpadViT | SpadUNet))
 
 
 def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:

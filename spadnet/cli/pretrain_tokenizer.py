@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     if not is_first_rank():
         return 0
     folder = save_pretrained(
-        task.tokenizer,
+        task.final_model,
         run_dir(config) / "tokenizer",
         name=config.model.name,
         training=training_facts(result, config, data),

@@ -1,4 +1,4 @@
-"""From a composed configuration to a training and back: what both pre-training verbs share."""
+"""From a composed configuration to a training and back: what all verbs that train share."""
 
 import inspect
 import logging
@@ -17,13 +17,12 @@ from spadnet.data.labelled_steps import RankedSteps
 from spadnet.models.registry import create_model, model_names
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
-from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.launch import find_launch, is_first_rank
 from spadnet.train.optim import OptimSettings
 from spadnet.train.precision import choose_precision
-from spadnet.train.pretrain_task import PretrainTask
 from spadnet.train.run import FitResult, fit
 from spadnet.train.run_folder import checkpoint_to_resume, record_run
+from spadnet.train.step_task import StepTask
 from spadnet.train.strategy import check_strategy
 from spadnet.train.tokenizer_task import TokenizerTask
 
@@ -88,7 +87,7 @@ def run_dir(config: DictConfig) -> Path:
 
 
 def train(
-    task: TokenizerTask | PretrainTask,
+    task: StepTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
@@ -98,7 +97,7 @@ def train(
     """Record the run and train.
 
     Args:
-        task: Task of either stage.
+        task: Task of any stage.
         datamodule: Its batches.
         config: Composed configuration.
         argv: The verb's command line.
@@ -113,7 +112,7 @@ def train(
 
 
 def record_and_fit(
-    task: TokenizerTask | PretrainTask | FinetuneTask,
+    task: StepTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
@@ -149,6 +148,9 @@ def record_and_fit(
         strategy=trainer.strategy,
         rank_timeout=trainer.rank_timeout,
         threads=trainer.threads,
+        compile_backend=trainer.compile_backend if trainer.compile else None,
+        deterministic=trainer.deterministic,
+        skip_non_finite=trainer.skip_non_finite,
         resume=config.resume,
         save_every_steps=rules.save_every_steps,
         keep_last=rules.keep_last,
@@ -163,7 +165,7 @@ def record_and_fit(
 
 
 def check_ranks(
-    task: TokenizerTask | PretrainTask,
+    task: StepTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
@@ -173,7 +175,7 @@ def check_ranks(
     """Refuse ranks that cannot share a step, and say how to start those that are asked for.
 
     Args:
-        task: Task of either stage.
+        task: Task of any stage.
         datamodule: Its batches.
         config: Composed configuration.
         argv: The verb's command line.

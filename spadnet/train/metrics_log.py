@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -22,19 +21,20 @@ from spadnet.train.per_degree import is_absent
 CSV_NAME = "metrics.csv"
 
 
-def log_means(task: LightningModule, metrics: Mapping[str, Tensor | float]) -> None:
-    """Log the metrics of a step, each the mean over ranks; all of them cross ranks at once.
+def mean_over_ranks(
+    metrics: Mapping[str, Tensor | float], *, device: torch.device
+) -> dict[str, Tensor | float]:
+    """Mean of each metric over ranks; all of them cross ranks at once.
 
     Args:
-        task: The task that logs; call it once per step on every rank.
         metrics: Scalars by name, the same names on all ranks.
+        device: Of this rank.
     """
-    if num_ranks() > 1:
-        values = [torch.as_tensor(value, device=task.device).float() for value in metrics.values()]
-        means = torch.stack(values)
-        dist.all_reduce(means)
-        metrics = dict(zip(metrics, (means / num_ranks()).unbind(), strict=True))
-    task.log_dict(dict(metrics))
+    if num_ranks() == 1:
+        return dict(metrics)
+    means = torch.stack([torch.as_tensor(v, device=device).float() for v in metrics.values()])
+    dist.all_reduce(means)
+    return dict(zip(metrics, (means / num_ranks()).unbind(), strict=True))
 
 
 class CsvLog(Logger):
