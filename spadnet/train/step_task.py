@@ -54,6 +54,7 @@ class StepTask(LightningModule, ABC):
         losses: Of the micro-batches of this step, in the order of their backwards.
         skip_non_finite: How many steps that are not finite may be left out.
         skipped_steps: How many were.
+        keeps_bad_steps: Whether what they had is written to the run folder.
         averaged: Moving average of ``trained``; None where none is kept.
     """
 
@@ -78,6 +79,7 @@ class StepTask(LightningModule, ABC):
         self.losses = []
         self.skip_non_finite = 0
         self.skipped_steps = 0
+        self.keeps_bad_steps = True
         self.averaged = None
 
     # --- what a stage defines ---
@@ -200,7 +202,9 @@ class StepTask(LightningModule, ABC):
         """Keep what is needed to find the fault; go on, or stop."""
         losses = [float(loss) for loss in self.losses]
         shown = {name: float(value) for name, value in metrics.items()}
-        where = keep_bad_step(self.trainer, batch, step, losses=losses, metrics=shown)
+        where = None
+        if self.keeps_bad_steps:
+            where = keep_bad_step(self.trainer, batch, step, losses=losses, metrics=shown)
         keys = [key for micro in batch for key in micro.keys]
         text = (
             f"step {step + 1}: {' and '.join(bad)} not finite, with {', '.join(keys)}"
