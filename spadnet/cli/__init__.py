@@ -211,6 +211,19 @@ VERBS = {
             "out/encoder and, with its head, out/mim. By default out is the run's folder.",
         ),
     ),
+    "replay": Verb(
+        "spadnet.cli.replay",
+        "Do one step of a training again, exactly, and find what was not finite",
+        "RUN STEP",
+        "spadnet replay runs/mim_tiny 1200",
+        notes=(
+            "Starts from the newest checkpoint before the step, or from what was kept of it when",
+            "its loss or gradient was not finite (RUN/non_finite), and does the step under",
+            "anomaly detection. Losses of the micro-batches and gradient norms are printed, and",
+            "the first modules, operations and parameters that were not finite. RUN is left as it",
+            "is. Call it where the training was called, for relative paths.",
+        ),
+    ),
     "doctor": Verb(
         "spadnet.cli.doctor",
         "Check this installation, or that a model is whole and computes what it should",

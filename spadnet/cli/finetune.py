@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -22,7 +22,7 @@ from spadnet.cli.finetune_model import (
     target_loss,
 )
 from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets, write_results
-from spadnet.cli.training import plain, record_and_fit, run_dir, stopped
+from spadnet.cli.training import Training, plain, record_and_fit, run_dir, stopped
 from spadnet.cli.usage import UsageError
 from spadnet.data.task_images import Preparation
 from spadnet.data.tasks import TaskData
@@ -44,6 +44,26 @@ logger = logging.getLogger(__name__)
 VERB = "finetune"
 
 
+class Prepared(NamedTuple):
+    """A fine-tuning that can begin.
+
+    Attributes:
+        module: What is trained.
+        data: Its batches.
+        task: What is predicted.
+        rule: What is done to every image.
+        statistics: Of values to be predicted.
+        judge: Scores models on the validation and test splits.
+    """
+
+    module: FinetuneTask
+    data: StepDataModule
+    task: TaskData
+    rule: Preparation
+    statistics: Statistics
+    judge: Judge
+
+
 def run(argv: Sequence[str]) -> int:
     """Train on labelled images; write the best and the last state, and the scores of the best."""
     config = configure("finetune", argv)
@@ -55,6 +75,45 @@ def run(argv: Sequence[str]) -> int:
     choose_precision(config.trainer.precision)
     if config.trainer.devices != 1 or find_launch() is not None:
         raise UsageError("fine-tuning on several devices is not supported yet; trainer.devices=1")
+    ready = prepare(settings)
+    task, rule = ready.task, ready.rule
+
+    def save(found: nn.Module, step: int, scores: Mapping[str, float], name: str = "best") -> None:
+        facts = facts_of(settings, task, rule, ready.statistics, step=step, scores=scores)
+        save_pretrained(
+            without_deep_supervision(merge_low_rank(found)),
+            folder / name,
+            name=settings["model"]["name"],
+            training=facts,
+            intensity={"crop_to_foreground": rule.crop, "max_in_plane": rule.max_in_plane},
+        )
+
+    best = KeepBest(
+        ready.judge.validate,
+        save,
+        chosen_by=CHOOSING[task.kind],
+        every_steps=settings["validate"]["every_steps"],
+        patience=settings["validate"]["patience"],
+    )
+    result = record_and_fit(
+        ready.module, ready.data, config, argv=argv, verb=VERB, callbacks=[best]
+    )
+    code = stopped(result, config, argv=argv, verb=VERB)
+    if code is not None:
+        return code
+    save(ready.module.final_model, result.step, {}, "last")
+    logger.info("best state, after step %d, written to %s", best.best_step, folder / "best")
+    if settings["test"] and task.of("test"):
+        score_test(ready.judge, settings, task, folder, seconds=result.seconds)
+    return 0
+
+
+def prepare(settings: Mapping[str, Any]) -> Prepared:
+    """Read the images; build the model, its training and what judges it.
+
+    Args:
+        settings: Composed configuration as plain types; its seed decides the first weights.
+    """
     mode, optim = recipe_mode(settings), recipe_optim(settings)
     task = find_task(settings)
     is_map = task.kind == "segmentation"
@@ -67,7 +126,7 @@ def run(argv: Sequence[str]) -> int:
     steps = build_steps(
         settings["data"], train, seed=settings["seed"], is_map=is_map, stride=stride
     )
-    statistics, judge = Statistics(), None
+    statistics = Statistics()
     loss: nn.Module
     if is_map:
         assert steps.crop is not None
@@ -89,38 +148,18 @@ def run(argv: Sequence[str]) -> int:
         optim=optim,
         freeze=mode in ("probe", "attention"),
     )
-
-    def save(found: nn.Module, step: int, scores: Mapping[str, float], name: str = "best") -> None:
-        facts = facts_of(settings, task, rule, statistics, step=step, scores=scores)
-        save_pretrained(
-            without_deep_supervision(merge_low_rank(found)),
-            folder / name,
-            name=settings["model"]["name"],
-            training=facts,
-            intensity={"crop_to_foreground": rule.crop, "max_in_plane": rule.max_in_plane},
-        )
-
-    best = KeepBest(
-        judge.validate,
-        save,
-        chosen_by=CHOOSING[task.kind],
-        every_steps=settings["validate"]["every_steps"],
-        patience=settings["validate"]["patience"],
-    )
     data = StepDataModule(
         cast(Any, steps),
         max_steps=settings["trainer"]["max_steps"],
         num_workers=settings["data"]["num_workers"],
     )
-    result = record_and_fit(module, data, config, argv=argv, verb=VERB, callbacks=[best])
-    code = stopped(result, config, argv=argv, verb=VERB)
-    if code is not None:
-        return code
-    save(module.final_model, result.step, {}, "last")
-    logger.info("best state, after step %d, written to %s", best.best_step, folder / "best")
-    if settings["test"] and task.of("test"):
-        score_test(judge, settings, task, folder, seconds=result.seconds)
-    return 0
+    return Prepared(module, data, task, rule, statistics, judge)
+
+
+def rebuild(settings: Mapping[str, Any]) -> Training:
+    """A training as its configuration says, to do a step of it again."""
+    ready = prepare(settings)
+    return Training(ready.module, ready.data)
 
 
 def score_test(

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from spadnet.cli.configure import configure
-from spadnet.cli.data import build_data
+from spadnet.cli.data import Data, build_data
 from spadnet.cli.objectives import build_parts, objective_weights
 from spadnet.cli.trained import find_tokenizer
 from spadnet.cli.training import (
+    Training,
     build_model,
     optim_settings,
     plain,
@@ -43,27 +44,10 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         return 0
     settings = plain(config)
-    weights = objective_weights(settings)
-    tokenizer = None
-    if "tokens" in weights:
-        if settings["tokenizer"] is None:
-            raise UsageError(
-                "tokenizer=FOLDER is missing: the folder of a trained tokenizer; "
-                "objective=pixels and objective=disentangle need none"
-            )
-        tokenizer = find_tokenizer(str(settings["tokenizer"]))
-    if len(weights) > 1 and config.trainer.strategy == "fsdp":
+    if len(objective_weights(settings)) > 1 and config.trainer.strategy == "fsdp":
         raise UsageError("trainer.strategy=fsdp takes one objective")
-    task = build_task(settings, tokenizer)
-    in_chans = encoder_of(task.model).in_chans
-    if tokenizer is not None:
-        in_chans = common_channels(in_chans, tokenizer.in_chans, str(settings["tokenizer"]))
-    data = build_data(
-        settings,
-        in_chans=in_chans,
-        images=set(weights) != {"disentangle"},
-        labelled="disentangle" in weights,
-    )
+    tokenizer = needed_tokenizer(settings)
+    task, data = prepare(settings, tokenizer)
     result = train(task, data.module, config, argv=argv, verb=VERB)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
@@ -86,6 +70,40 @@ def run(argv: Sequence[str]) -> int:
             save_pretrained(model, folder / "mim", name=name, training=facts)
     logger.info("encoder written to %s", place)
     return 0
+
+
+def needed_tokenizer(settings: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer that a composed configuration names; None where no objective needs one."""
+    if "tokens" not in objective_weights(settings):
+        return None
+    if settings["tokenizer"] is None:
+        raise UsageError(
+            "tokenizer=FOLDER is missing: the folder of a trained tokenizer; "
+            "objective=pixels and objective=disentangle need none"
+        )
+    return find_tokenizer(str(settings["tokenizer"]))
+
+
+def prepare(settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> tuple[PretrainTask, Data]:
+    """Build the task and its data from a composed configuration."""
+    weights = objective_weights(settings)
+    task = build_task(settings, tokenizer)
+    in_chans = encoder_of(task.model).in_chans
+    if tokenizer is not None:
+        in_chans = common_channels(in_chans, tokenizer.in_chans, str(settings["tokenizer"]))
+    data = build_data(
+        settings,
+        in_chans=in_chans,
+        images=set(weights) != {"disentangle"},
+        labelled="disentangle" in weights,
+    )
+    return task, data
+
+
+def rebuild(settings: Mapping[str, Any]) -> Training:
+    """A training as its configuration says, to do a step of it again."""
+    task, data = prepare(settings, needed_tokenizer(settings))
+    return Training(task, data.module)
 
 
 def encoder_of(model: nn.Module) -> SpadViT | SpadUNet:

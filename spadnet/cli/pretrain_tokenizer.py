@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from spadnet.cli.configure import configure
-from spadnet.cli.data import build_data
+from spadnet.cli.data import Data, build_data
 from spadnet.cli.training import (
+    Training,
     build_model,
     call,
     optim_settings,
@@ -38,9 +39,7 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         return 0
     settings = plain(config)
-    task = build_task(settings)
-    check_code_start(task, settings["data"])
-    data = build_data(settings, in_chans=task.tokenizer.in_chans)
+    task, data = prepare(settings)
     result = train(task, data.module, config, argv=argv, verb=VERB)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
@@ -55,6 +54,19 @@ def run(argv: Sequence[str]) -> int:
     )
     logger.info("tokenizer written to %s", folder)
     return 0
+
+
+def prepare(settings: Mapping[str, Any]) -> tuple[TokenizerTask, Data]:
+    """Build the task and its data from a composed configuration."""
+    task = build_task(settings)
+    check_code_start(task, settings["data"])
+    return task, build_data(settings, in_chans=task.tokenizer.in_chans)
+
+
+def rebuild(settings: Mapping[str, Any]) -> Training:
+    """A training as its configuration says, to do a step of it again."""
+    task, data = prepare(settings)
+    return Training(task, data.module)
 
 
 def build_task(settings: Mapping[str, Any]) -> TokenizerTask:

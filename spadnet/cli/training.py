@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -27,6 +27,13 @@ from spadnet.train.strategy import check_strategy
 from spadnet.train.tokenizer_task import TokenizerTask
 
 logger = logging.getLogger(__name__)
+
+
+class Training(NamedTuple):
+    """What is trained, and on what."""
+
+    task: StepTask
+    data: StepDataModule
 
 
 def plain(section: DictConfig) -> dict[str, Any]:

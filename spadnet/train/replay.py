@@ -1,7 +1,6 @@
 """Do one step of a training again, exactly, and watch where it ceases to be finite."""
 
 import logging
-import math
 import re
 import tempfile
 import warnings
@@ -160,9 +159,7 @@ class _Watch(Callback):
                 hook = partial(self._look, cast(StepTask, pl_module), name)
                 self._hooks.append(module.register_forward_hook(hook))
 
-    def _look(
-        self, task: StepTask, name: str, module: nn.Module, inputs: Any, output: Any
-    ) -> None:
+    def _look(self, task: StepTask, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         found = [value for value in _tensors(output) if not bool(value.isfinite().all())]
         if not found or any(not bool(v.isfinite().all()) for v in _tensors(inputs)):
             return  # it is fine, or another one's fault
@@ -235,8 +232,3 @@ def _explain(error: BaseException, micro: int, caught: Sequence[Any]) -> str:
     lines = re.findall(r'File "[^"]*/(spadnet/[^"]+)", line (\d+)', traces[-1]) if traces else []
     where = f", computed in {lines[-1][0]}:{lines[-1][1]}" if lines else ""
     return f"{told}{where}, micro-batch {micro - 1}"
-
-
-def differs(logged: float, again: float) -> bool:
-    """Whether two values of one metric differ; what is not a number equals itself."""
-    return logged != again and not (math.isnan(logged) and math.isnan(again))
