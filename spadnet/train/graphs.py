@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.fx.experimental import _config as shapes_config
 
 _RECOMPILE_LIMIT = 64  # six degrees, each in training and evaluation, with one crop or several
 
@@ -25,6 +26,8 @@ def compile_modules(modules: Iterable[nn.Module], *, backend: str) -> None:
     if backend not in known:
         raise ValueError(f"trainer.compile_backend={backend}: choose one of {', '.join(known)}")
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    # Sizes that are equal by chance must not be taken for equal for ever.
+    shapes_config.use_duck_shape = False
     for module in modules:
         module.compile(fullgraph=True, dynamic=True, backend=backend)
 
