@@ -2,13 +2,14 @@
 
     python tools/bench_ranks.py --stage mim --ranks 2 --repeats 3
 
-The same global batches, once by one process and once by ranks that torchrun starts on this machine's
-CPU (gloo), in turns, so that whatever else the machine does meets both. A step's time is the median
+The same global batches, once by one process and once by ranks that torchrun starts on this CPU
+(gloo), in turns, so that whatever else the machine does meets both. A step's time is the median
 over the steps after the first ones, so that the start of processes does not count. The exit code is
 1 where the ratio's median over repeats is below ``--least``.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -105,7 +106,7 @@ def measure(stage: str, settings: Sequence[str], run: Path, ranks: int) -> float
         print(done.stderr[-4000:], file=sys.stderr)
         raise SystemExit(2)
     ends = json.loads((run / "ends.json").read_text())[WARM_UP - 1 :]
-    return statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
+    return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 
 def run_rank(stage: str, settings: Sequence[str], run: Path) -> int:

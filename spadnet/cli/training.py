@@ -202,6 +202,11 @@ def check_ranks(
         raise UsageError(
             "trainer.strategy=fsdp is for pretrain-mim; a tokenizer fits on one device"
         )
+    if config.trainer.strategy == "fsdp":
+        if config.trainer.compile:
+            raise UsageError("trainer.compile=true does not go with trainer.strategy=fsdp")
+        if config.trainer.precision == "16-mixed":
+            raise UsageError("trainer.precision=16-mixed does not go with trainer.strategy=fsdp")
     if launch is not None:
         assert isinstance(datamodule.dataset, RankedSteps)
         datamodule.dataset.for_rank(launch.rank, launch.world_size)

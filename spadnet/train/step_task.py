@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _SKIPPED_KEY = "spadnet_skipped_steps"
 
 
-class Part(NamedTuple):
+class Update(NamedTuple):
     """What one optimiser trains.
 
     Attributes:
@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 class StepTask(LightningModule, ABC):
-    """Train on the micro-batches of a step, whose gradients add up, with one update per part.
+    """Train on the micro-batches of a step, whose gradients add up, with one update per optimiser.
 
     A loss or a gradient that is not finite on any rank leaves weights, buffers and averages of all
     ranks as they were: the training stops, or goes on with the next step where that is allowed.
@@ -98,12 +98,12 @@ class StepTask(LightningModule, ABC):
             step: Number of finished steps.
 
         Returns:
-            Metrics of this rank, those of the parts' losses among them.
+            Metrics of this rank, those of the updates' losses among them.
         """
 
-    def parts(self) -> list[Part]:
+    def updates(self) -> list[Update]:
         """What is trained, in the order of the optimisers."""
-        return [Part(self.trained, self.optim)]
+        return [Update(self.trained, self.optim)]
 
     def to_compile(self) -> list[nn.Module]:
         """Modules of which each makes one graph per degree."""
@@ -125,8 +125,8 @@ class StepTask(LightningModule, ABC):
             self.averaged = start_average(self.trained)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One AdamW per part."""
-        return [build_adamw(part.module, settings=part.optim) for part in self.parts()]
+        """One AdamW per update."""
+        return [build_adamw(update.module, settings=update.optim) for update in self.updates()]
 
     def push(self, loss: Tensor, scaled: Tensor) -> Tensor:
         """Add the gradient of one micro-batch.
@@ -152,25 +152,25 @@ class StepTask(LightningModule, ABC):
         self.before_step(step)
         kept = [buffer.clone() for buffer in self.buffers()]
         self.losses = []
-        parts, optimizers = self.parts(), self._optimizers()
+        updates, optimizers = self.updates(), self._optimizers()
         scaler = loss_scaler(self.trainer)
         metrics = mean_over_ranks(self.accumulate(batch, step), device=self.device)
-        for part, optimizer in zip(parts, optimizers, strict=True):
-            average_gradients(part.module.parameters())
+        for update, optimizer in zip(updates, optimizers, strict=True):
+            average_gradients(update.module.parameters())
             if scaler is not None:
                 scaler.unscale_(optimizer)
-            metrics[part.norm] = clip_gradients(part.module, part.optim.clip)
-        bad = _not_finite(metrics, [n for part in parts for n in (part.loss, part.norm)])
+            metrics[update.norm] = clip_gradients(update.module, update.optim.clip)
+        bad = _not_finite(metrics, [n for update in updates for n in (update.loss, update.norm)])
         if not bad:
-            for part, optimizer in zip(parts, optimizers, strict=True):
+            for update, optimizer in zip(updates, optimizers, strict=True):
                 set_lr(
-                    optimizer, learning_rate(step, max_steps=self.max_steps, settings=part.optim)
+                    optimizer, learning_rate(step, max_steps=self.max_steps, settings=update.optim)
                 )
                 optimizer.step()
-        for part in parts:
-            part.module.zero_grad()
+        for update in updates:
+            update.module.zero_grad()
         # float16 finds its scale by steps that overflow: these are no fault.
-        overflow = scaler is not None and not set(bad) & {p.loss for p in parts}
+        overflow = scaler is not None and not set(bad) & {u.loss for u in updates}
         if scaler is not None:
             metrics["train/loss_scale"] = scaler.get_scale()
             scaler.update()

@@ -21,7 +21,7 @@ from spadnet.train.average import restart_average
 from spadnet.train.code_start import kmeans, temperature_for_entropy
 from spadnet.train.optim import OptimSettings
 from spadnet.train.per_degree import metrics_per_degree
-from spadnet.train.step_task import Part, StepTask
+from spadnet.train.step_task import StepTask, Update
 
 DISCRIMINATOR_OPTIM = OptimSettings(lr=1e-3)
 
@@ -104,13 +104,13 @@ class TokenizerTask(StepTask):
         """Step at which the codebook starts."""
         return int(self.code_start.share * self.max_steps)
 
-    def parts(self) -> list[Part]:
+    def updates(self) -> list[Update]:
         """The tokenizer, and the discriminator where there is one."""
-        parts = [Part(self.tokenizer, self.optim)]
+        updates = [Update(self.tokenizer, self.optim)]
         if self.discriminator is not None:
             names = "train/discriminator", "train/discriminator_gradient_norm"
-            parts.append(Part(self.discriminator, self.discriminator_optim, *names))
-        return parts
+            updates.append(Update(self.discriminator, self.discriminator_optim, *names))
+        return updates
 
     def to_compile(self) -> list[nn.Module]:
         """Encoder and decoder: what lies between them changes its ways."""

@@ -125,8 +125,8 @@ def test_overflow_of_float16_lowers_the_scale_and_is_no_fault(
 ) -> None:
     task = build_task(2)
     before = {name: value.clone() for name, value in task.trained.named_parameters()}
-    for part in task.parts():
-        next(part.module.parameters()).register_hook(lambda grad: grad * torch.inf)
+    for update in task.updates():
+        next(update.module.parameters()).register_hook(lambda grad: grad * torch.inf)
     quick_fit(task, tmp_path, max_steps=2, precision="16-mixed")
     scales = [float(row["train/loss_scale"]) for row in read_rows(tmp_path / "metrics.csv")]
     assert scales == [65536.0, 32768.0]
