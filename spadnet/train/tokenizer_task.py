@@ -113,9 +113,8 @@ class TokenizerTask(StepTask):
         return updates
 
     def to_compile(self) -> list[nn.Module]:
-        """Encoder and decoder: what lies between them changes its ways."""
-        found: list[nn.Module] = [self.tokenizer.encoder, self.tokenizer.decoder]
-        return found if self.discriminator is None else [*found, self.discriminator]
+        """Encoder and decoder: what lies between changes its ways, and what judges its inputs."""
+        return [self.tokenizer.encoder, self.tokenizer.decoder]
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
         """Random numbers that are a pure function of seed, step and purpose, alike on all ranks."""
