@@ -358,6 +358,12 @@ def test_spacing_outside_the_trained_range_warns_once(
         assert re.search(reason, warned[0])
 
 
+def test_degree_that_the_model_is_told_may_differ_from_that_of_the_spacing() -> None:
+    trained = TrainedRange(degrees=(0,))
+    assert trained.missed_by(Spacing(5, 1, 1), degree=0) is None
+    assert "degree 2" in (trained.missed_by(Spacing(1, 1, 1), degree=2) or "")
+
+
 def test_range_of_a_training_is_that_of_its_volumes() -> None:
     spacings = [Spacing(5, 0.7, 0.8), Spacing.planar(), Spacing(1, 1.2, 1.2)]
     found = TrainedRange.over(spacings, [0, 2, 5])
