@@ -51,6 +51,12 @@ class Embedding(NamedTuple):
     patch: tuple[int, int, int]
     origin: Vector
 
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Number of tokens along z, y, x."""
+        z, y, x = self.tokens.shape[:3]
+        return z, y, x
+
 
 class _View(NamedTuple):
     """An image as the model takes it: ``volume`` [C, D, H, W], padded to whole patches."""

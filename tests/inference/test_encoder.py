@@ -67,6 +67,7 @@ def test_file_is_read_and_encoded_at_the_degree_of_its_spacing(
     assert embedding.patch == required_multiple(degree)
     prepared = encoder.prepare(read_image(path)).array.shape[1:]
     grid = tuple(math.ceil(n / step) for n, step in zip(prepared, embedding.patch, strict=True))
+    assert embedding.grid == grid
     assert embedding.tokens.shape == (*grid, WIDTH)
     assert embedding.cls.shape == (WIDTH,)
     assert embedding.cls.dtype == embedding.tokens.dtype == torch.float32
