@@ -178,6 +178,16 @@ VERBS = {
             "image beside itself under the map, and a .nii.gz on the image's own grid.",
         ),
     ),
+    "report": Verb(
+        "spadnet.cli.report",
+        "Make one page of a training run, also of one that is not finished",
+        "RUN [out=FILE]",
+        "spadnet report runs/mim_tiny",
+        notes=(
+            "Writes RUN/report.html: settings, versions, curves of losses, rates and speed, the",
+            "validations, the newest pictures and the use of the codes. It needs no other file.",
+        ),
+    ),
     "export": Verb(
         "spadnet.cli.export",
         "Write a trained model for one spacing as ONNX or torch.export program, and check it",

@@ -24,6 +24,7 @@ from spadnet.cli.finetune_model import (
 from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets, write_results
 from spadnet.cli.training import Training, plain, record_and_fit, run_dir, stopped
 from spadnet.cli.usage import UsageError
+from spadnet.data.identity import identity_of_task
 from spadnet.data.task_images import Preparation
 from spadnet.data.tasks import TaskData
 from spadnet.evaluate.segmentation_scores import WindowRule
@@ -34,8 +35,9 @@ from spadnet.train.datamodule import StepDataModule
 from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.keep_best import KeepBest
 from spadnet.train.launch import find_launch
+from spadnet.train.meters import Meters
 from spadnet.train.precision import choose_precision
-from spadnet.train.run_folder import checkpoint_to_resume
+from spadnet.train.run_folder import RESULTS_FILE, checkpoint_to_resume
 from spadnet.weights.contract import contract_of
 from spadnet.weights.hub import load_pretrained, save_pretrained
 
@@ -54,6 +56,7 @@ class Prepared(NamedTuple):
         rule: What is done to every image.
         statistics: Of values to be predicted.
         judge: Scores models on the validation and test splits.
+        identity: What is trained on, for the run folder.
     """
 
     module: FinetuneTask
@@ -62,6 +65,7 @@ class Prepared(NamedTuple):
     rule: Preparation
     statistics: Statistics
     judge: Judge
+    identity: dict[str, Any]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -96,7 +100,13 @@ def run(argv: Sequence[str]) -> int:
         patience=settings["validate"]["patience"],
     )
     result = record_and_fit(
-        ready.module, ready.data, config, argv=argv, verb=VERB, callbacks=[best]
+        ready.module,
+        ready.data,
+        config,
+        argv=argv,
+        verb=VERB,
+        identity=ready.identity,
+        callbacks=[Meters(folder), best],
     )
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
@@ -153,7 +163,8 @@ def prepare(settings: Mapping[str, Any]) -> Prepared:
         max_steps=settings["trainer"]["max_steps"],
         num_workers=settings["data"]["num_workers"],
     )
-    return Prepared(module, data, task, rule, statistics, judge)
+    identity = identity_of_task(task, [*train, *val])
+    return Prepared(module, data, task, rule, statistics, judge, identity)
 
 
 def rebuild(settings: Mapping[str, Any]) -> Training:
@@ -169,7 +180,7 @@ def score_test(
     begin = time.monotonic()
     scores = judge.test(load_pretrained(folder / "best"), folder)
     seconds += time.monotonic() - begin
-    write_results(folder / "results.json", settings, task, scores, seconds=seconds)
+    write_results(folder / RESULTS_FILE, settings, task, scores, seconds=seconds)
     logger.info("test: %s", ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
 
 

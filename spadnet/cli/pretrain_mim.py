@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from spadnet.cli.training import (
     training_facts,
 )
 from spadnet.cli.usage import UsageError
+from spadnet.cli.validation import build_validation, mim_judge
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
@@ -48,7 +50,17 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("trainer.strategy=fsdp takes one objective")
     tokenizer = needed_tokenizer(settings)
     task, data = prepare(settings, tokenizer)
-    result = train(task, data.module, config, argv=argv, verb=VERB)
+    validate = None
+    if tokenizer is not None:  # other objectives have nothing to be judged by yet
+        encoder_chans = encoder_of(task.model).in_chans
+        validate = build_validation(
+            settings,
+            data,
+            run_dir(config),
+            in_chans=common_channels(encoder_chans, tokenizer.in_chans, settings["tokenizer"]),
+            judge=partial(mim_judge, settings, tokenizer=tokenizer),
+        )
+    result = train(task, data, config, argv=argv, verb=VERB, validate=validate)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code

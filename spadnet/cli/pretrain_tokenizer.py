@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from spadnet.cli.training import (
     training_facts,
 )
 from spadnet.cli.usage import UsageError
+from spadnet.cli.validation import build_validation, tokenizer_judge
 from spadnet.losses.perceptual import build_perceptual
 from spadnet.losses.tokenizer import TokenizerLoss
 from spadnet.models.discriminator import SpadDiscriminator
@@ -40,7 +42,14 @@ def run(argv: Sequence[str]) -> int:
         return 0
     settings = plain(config)
     task, data = prepare(settings)
-    result = train(task, data.module, config, argv=argv, verb=VERB)
+    validate = build_validation(
+        settings,
+        data,
+        run_dir(config),
+        in_chans=task.tokenizer.in_chans,
+        judge=partial(tokenizer_judge, settings),
+    )
+    result = train(task, data, config, argv=argv, verb=VERB, validate=validate)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code

@@ -18,6 +18,8 @@ from spadnet.models.registry import create_model, model_names
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.launch import find_launch, is_first_rank
+from spadnet.train.loggers import SERVICES, check_services
+from spadnet.train.meters import Meters
 from spadnet.train.optim import OptimSettings
 from spadnet.train.precision import choose_precision
 from spadnet.train.run import FitResult, fit
@@ -25,6 +27,7 @@ from spadnet.train.run_folder import checkpoint_to_resume, record_run
 from spadnet.train.step_task import StepTask
 from spadnet.train.strategy import check_strategy
 from spadnet.train.tokenizer_task import TokenizerTask
+from spadnet.train.validation import Validate
 
 logger = logging.getLogger(__name__)
 
@@ -95,27 +98,46 @@ def run_dir(config: DictConfig) -> Path:
 
 def train(
     task: StepTask,
-    datamodule: StepDataModule,
+    data: Data,
     config: DictConfig,
     *,
     argv: Sequence[str],
     verb: str,
+    validate: Validate | None,
 ) -> FitResult:
     """Record the run and train.
 
     Args:
         task: Task of any stage.
-        datamodule: Its batches.
+        data: Its batches.
         config: Composed configuration.
         argv: The verb's command line.
         verb: Its name.
+        validate: Looks at held-out images now and then.
     """
     folder = run_dir(config)
     # Refuse what cannot work before anything is written.
     checkpoint_to_resume(folder, config.resume)
     choose_precision(config.trainer.precision)
-    check_ranks(task, datamodule, config, argv=argv, verb=verb)
-    return record_and_fit(task, datamodule, config, argv=argv, verb=verb)
+    check_ranks(task, data.module, config, argv=argv, verb=verb)
+    looks = [] if validate is None else [validate]
+    meters = Meters(
+        folder,
+        sources=data.sources,
+        codebook_size=task.tokenizer.quantizer.codebook_size
+        if isinstance(task, TokenizerTask)
+        else None,
+        aside=looks,
+    )
+    return record_and_fit(
+        task,
+        data.module,
+        config,
+        argv=argv,
+        verb=verb,
+        identity=data.identity,
+        callbacks=[meters, *looks],
+    )
 
 
 def record_and_fit(
@@ -125,6 +147,7 @@ def record_and_fit(
     *,
     argv: Sequence[str],
     verb: str,
+    identity: Mapping[str, Any],
     callbacks: Sequence[Any] = (),
 ) -> FitResult:
     """Write down what is run, and run it, once all that a user can get wrong was checked.
@@ -135,15 +158,19 @@ def record_and_fit(
         config: Composed configuration.
         argv: The verb's command line.
         verb: Its name.
+        identity: What is trained on, for the run folder.
         callbacks: Lightning callbacks of the stage.
     """
     folder = run_dir(config)
+    services = [name for name in SERVICES if config.logger[name]]
+    check_services(services)
     launch = find_launch()
     if launch is None or launch.rank == 0:
         record_run(
             folder,
             config=OmegaConf.to_yaml(config, resolve=True),
             command=["spadnet", verb, *argv],
+            data=identity,
         )
     trainer, rules, log = config.trainer, config.callbacks, config.logger
     return fit(
@@ -164,6 +191,8 @@ def record_and_fit(
         log_every_steps=log.every_steps,
         tensorboard=log.tensorboard,
         csv_file=log.csv,
+        services=services,
+        project=log.project,
         show_progress=rules.show_progress,
         description=config.name,
         seed=config.seed,

@@ -41,12 +41,16 @@ class Volume(NamedTuple, Generic[Voxels]):
         spacing: In mm.
         key: Name for logs.
         weight: How often it is drawn, relative to others.
+        dataset: Data set it belongs to; may be empty.
+        modality: Kind of image, such as CT; may be empty.
     """
 
     image: Voxels
     spacing: Spacing
     key: str
     weight: float = 1.0
+    dataset: str = ""
+    modality: str = ""
 
 
 class _Share(NamedTuple):
@@ -76,7 +80,12 @@ class SyntheticSource(Protocol):
 
 
 def to_volume(
-    image: Image, *, in_chans: int = 1, weight: float = 1.0, dtype: torch.dtype = torch.float16
+    image: Image,
+    *,
+    in_chans: int = 1,
+    weight: float = 1.0,
+    dtype: torch.dtype = torch.float16,
+    dataset: str = "",
 ) -> Volume[Tensor]:
     """Keep a prepared image for training.
 
@@ -85,10 +94,11 @@ def to_volume(
         in_chans: Channels of the models that will see it.
         weight: How often it is drawn, relative to others.
         dtype: float16, float32, or uint8 to save memory.
+        dataset: Data set it belongs to.
     """
     array = torch.from_numpy(np.ascontiguousarray(to_channels(image.array, in_chans)))
     stored = (array * 255).round().to(dtype) if dtype == torch.uint8 else array.to(dtype)
-    return Volume(stored, image.spacing, image.source, weight)
+    return Volume(stored, image.spacing, image.source, weight, dataset, image.modality or "")
 
 
 class StepDataset(Dataset[list[Batch]]):

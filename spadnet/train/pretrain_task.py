@@ -11,7 +11,7 @@ from spadnet.models.vit import SpadViT
 from spadnet.train.objectives import Draw, Objective
 from spadnet.train.optim import OptimSettings
 from spadnet.train.per_degree import metrics_per_degree
-from spadnet.train.step_task import StepTask
+from spadnet.train.step_task import Note, StepTask
 from spadnet.train.strategy import split_among_ranks
 
 
@@ -119,8 +119,11 @@ class PretrainTask(StepTask):
             raise ValueError(f"a step holds no micro-batch for the objective {name}")
         losses = []
         for micro in own:
-            loss = objective.loss(model, micro, draw)
+            values = objective.losses(model, micro, draw)
+            loss = values.mean()
             shown = self.push(loss, self.weights[name] * loss / len(own))
+            if values.ndim > 0:
+                self.notes.append(Note(micro.keys, values.detach().flatten(1).mean(1)))
             losses.append((micro.degree, shown))
         return losses
 

@@ -1,9 +1,11 @@
 """Run a training: one call for every stage, in a run folder that can be continued."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +28,15 @@ from spadnet.train.datamodule import StepDataModule
 from spadnet.train.graphs import compile_modules, num_graphs
 from spadnet.train.host import deterministic_algorithms, fast_float32, keep_freed_memory
 from spadnet.train.launch import end_with_others, find_launch
-from spadnet.train.metrics_log import build_loggers
+from spadnet.train.loggers import build_loggers
 from spadnet.train.precision import ScaledPrecision, choose_precision
 from spadnet.train.progress import ShowProgress
 from spadnet.train.quiet import quiet_lightning
-from spadnet.train.run_folder import checkpoint_to_resume, write_json
+from spadnet.train.run_folder import SUMMARY_FILE, checkpoint_to_resume, write_json
 from spadnet.train.step_task import StepTask
 from spadnet.train.stop import StopOnSignal
 from spadnet.train.strategy import build_strategy
+from spadnet.train.validation import Validate
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,8 @@ def fit(
     log_every_steps: int = 10,
     tensorboard: bool = True,
     csv_file: bool = True,
+    services: Sequence[str] = (),
+    project: str = "spadnet",
     show_progress: bool = True,
     description: str = "training",
     seed: int = 0,
@@ -122,6 +127,8 @@ def fit(
         log_every_steps: Steps between two rows of the logs.
         tensorboard: Whether to write TensorBoard events.
         csv_file: Whether to write ``metrics.csv``.
+        services: Further loggers, see :mod:`spadnet.train.loggers`.
+        project: Name of the project there.
         show_progress: Whether to show a bar, or lines where there is no terminal.
         description: Stands before the bar.
         seed: Seed of what draws from torch's global generator.
@@ -172,7 +179,12 @@ def fit(
             precision=None if scaled else resolved,
             max_epochs=1,  # an epoch is the whole training; the sampler ends it
             logger=build_loggers(
-                run_dir, start_step=start_step, tensorboard=tensorboard, csv_file=csv_file
+                run_dir,
+                start_step=start_step,
+                tensorboard=tensorboard,
+                csv_file=csv_file,
+                services=services,
+                project=project,
             ),
             callbacks=[
                 _SeedEachStep(seed),
@@ -211,7 +223,8 @@ def fit(
         step=step,
         seconds=time.monotonic() - begin,
         num_images=progress.num_images,
-        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()}
+        | dict(chain(*(one.latest.items() for one in callbacks if isinstance(one, Validate)))),
         checkpoint=find_last(run_dir),
         stopped_by=stop.received if step < datamodule.max_steps else None,
     )
@@ -266,7 +279,7 @@ def _write_summary(
     wait_share: float | None,
 ) -> None:
     write_json(
-        run_dir / "summary.json",
+        run_dir / SUMMARY_FILE,
         {
             "status": "stopped" if result.stopped_by is not None else "finished",
             "steps": result.step,
@@ -283,6 +296,6 @@ def _write_summary(
             "checkpoint": None
             if result.checkpoint is None
             else str(checkpoint_path(Path(), result.step)),
-            "metrics": result.metrics,
+            "metrics": {k: v for k, v in result.metrics.items() if math.isfinite(v)},
         },
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spadnet.train.average import start_average, update_average
 from spadnet.train.checkpoint import finished_steps
 from spadnet.train.gradients import average_gradients, clip_gradients
-from spadnet.train.metrics_log import mean_over_ranks
+from spadnet.train.metrics_log import has_row, mean_over_ranks
 from spadnet.train.non_finite import NonFiniteError, keep_bad_step
 from spadnet.train.optim import (
     OptimSettings,
@@ -44,6 +44,20 @@ class Update(NamedTuple):
     norm: str = "train/gradient_norm"
 
 
+class Note(NamedTuple):
+    """What meters want to know of a micro-batch.
+
+    Attributes:
+        keys: Of its samples.
+        losses: Of each sample by itself, [B].
+        codes: Most probable codes of any shape; None where it has none.
+    """
+
+    keys: list[str]
+    losses: Tensor
+    codes: Tensor | None = None
+
+
 class StepTask(LightningModule, ABC):
     """Train on the micro-batches of a step, whose gradients add up, with one update per optimiser.
 
@@ -52,6 +66,7 @@ class StepTask(LightningModule, ABC):
 
     Attributes:
         losses: Of the micro-batches of this step, in the order of their backwards.
+        notes: What meters want to know of this step; none of a step that was left out.
         skip_non_finite: How many steps that are not finite may be left out.
         skipped_steps: How many were.
         keeps_bad_steps: Whether what they had is written to the run folder.
@@ -59,6 +74,7 @@ class StepTask(LightningModule, ABC):
     """
 
     losses: list[Tensor]
+    notes: list[Note]
     averaged: nn.Module | None
 
     def __init__(self, *, max_steps: int, optim: OptimSettings) -> None:
@@ -77,6 +93,7 @@ class StepTask(LightningModule, ABC):
         self.max_steps = max_steps
         self.optim = optim
         self.losses = []
+        self.notes = []
         self.skip_non_finite = 0
         self.skipped_steps = 0
         self.keeps_bad_steps = True
@@ -151,7 +168,7 @@ class StepTask(LightningModule, ABC):
         step = finished_steps(self.trainer)
         self.before_step(step)
         kept = [buffer.clone() for buffer in self.buffers()]
-        self.losses = []
+        self.losses, self.notes = [], []
         updates, optimizers = self.updates(), self._optimizers()
         scaler = loss_scaler(self.trainer)
         metrics = mean_over_ranks(self.accumulate(batch, step), device=self.device)
@@ -175,13 +192,15 @@ class StepTask(LightningModule, ABC):
             metrics["train/loss_scale"] = scaler.get_scale()
             scaler.update()
         if bad and not (overflow and scaler is not None and scaler.get_scale() >= 1):
+            self.notes = []
             self._restore(kept)
             self._leave_out(batch, step, metrics, bad)
         elif not bad and self.averaged is not None:
             update_average(self.averaged, self.trained, decay=self.optim.ema, step=step)
         if self.skip_non_finite:
             metrics["train/skipped_steps"] = float(self.skipped_steps)
-        self.log_dict(metrics)
+        if has_row(self.trainer):
+            self.log_dict(metrics)
 
     def _optimizers(self) -> list[Any]:
         found = cast(Any, self.optimizers())

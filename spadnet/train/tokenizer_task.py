@@ -21,7 +21,7 @@ from spadnet.train.average import restart_average
 from spadnet.train.code_start import kmeans, temperature_for_entropy
 from spadnet.train.optim import OptimSettings
 from spadnet.train.per_degree import metrics_per_degree
-from spadnet.train.step_task import StepTask, Update
+from spadnet.train.step_task import Note, StepTask, Update
 
 DISCRIMINATOR_OPTIM = OptimSettings(lr=1e-3)
 
@@ -133,10 +133,12 @@ class TokenizerTask(StepTask):
         generator = self.generator(step, purpose=0)
         rebuilt, terms = [], []
         for micro in batch:
-            part, reconstruction = self.generator_terms(micro, step, generator)
+            part, reconstruction, codes = self.generator_terms(micro, step, generator)
             self.push(part.total, part.total / len(batch))
             rebuilt.append(reconstruction.detach())
             terms.append(TokenizerTerms(*(t.detach() for t in part)))
+            of_samples = self.loss.of_samples(rebuilt[-1], micro.image)
+            self.notes.append(Note(micro.keys, of_samples, codes))
         metrics = self.term_means(terms, batch)
         if self.discriminator is not None:
             metrics |= self.judge(self.discriminator, batch, rebuilt)
@@ -144,12 +146,12 @@ class TokenizerTask(StepTask):
 
     def generator_terms(
         self, micro: Batch, step: int, generator: torch.Generator
-    ) -> tuple[TokenizerTerms, Tensor]:
-        """Losses of one micro-batch and its reconstruction."""
+    ) -> tuple[TokenizerTerms, Tensor, Tensor | None]:
+        """Losses of one micro-batch, its reconstruction, and codes [B, d, h, w] if it has any."""
         # Convolutions in this layout are several times faster on CPU, with one channel 100 times.
         image = micro.image.to(memory_format=torch.channels_last_3d)
         degree = micro.degree
-        logits, quantizer_losses = None, None
+        logits, quantizer_losses, codes = None, None, None
         if step < self.start_step:
             latents = self.normalised_latents(image, degree)
             reconstruction = self.tokenizer.decode(latents, degree)
@@ -158,7 +160,7 @@ class TokenizerTask(StepTask):
             reconstruction, tokens = self.tokenizer(
                 image, degree, temperature=temperature, generator=generator
             )
-            logits, quantizer_losses = tokens.logits, tokens.losses
+            logits, quantizer_losses, codes = tokens.logits, tokens.losses, tokens.index
         adversarial = None
         if self.discriminator is not None and self.gate is not None and self.gate.is_open:
             adversarial = hinge_generator_loss(self.discriminator(reconstruction, degree))
@@ -171,7 +173,7 @@ class TokenizerTask(StepTask):
             adversarial=adversarial,
             generator=generator,
         )
-        return terms, reconstruction
+        return terms, reconstruction, codes
 
     def judge(
         self, discriminator: nn.Module, batch: Sequence[Batch], rebuilt: Sequence[Tensor]
