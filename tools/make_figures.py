@@ -3,9 +3,9 @@
 spadnet demo out=runs/demo
 python tools/make_figures.py runs/demo
 
-The same models give the same files. overview.png: images of several spacings, masked, predicted and as
-features. three_spacings.png: one volume and one set of weights at three spacings. No training has
-seen the images.
+The same models give the same files. overview.png: images of several spacings, masked, predicted and
+as features. three_spacings.png: one volume and one set of weights at three spacings. No training
+has seen the images.
 """
 
 import argparse

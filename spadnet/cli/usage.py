@@ -40,7 +40,7 @@ def configuration_help(config: str) -> list[str]:
         start = keys.index("defaults:") + 1
         end = next(n for n in range(start, len(keys)) if not keys[n].startswith("  - "))
         used = [line.removeprefix("  - ").removeprefix("optional ") for line in keys[start:end]]
-        keys = keys[:start - 1] + keys[end:]
+        keys = keys[: start - 1] + keys[end:]
         options = config_groups([config_root()])
         options["experiment"] = _experiments(keys, options["experiment"])
         groups = [name for line in used if (name := line.partition(":")[0]) in options]
