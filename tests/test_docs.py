@@ -150,7 +150,7 @@ def _write_labelled(folder: Path) -> None:
 
 
 def _train(folder: Path) -> None:
-    """A store and runs that the pages take for granted, as the commands of other pages make them."""
+    """A store and runs that the pages take for granted, made by the commands of others."""
     runs = folder / "runs"
     store = folder / "stores" / "scans"
     images = ("data=store", f"data.path={store}")

@@ -23,8 +23,8 @@ _HEAD = """\
 # Python interface
 
 What a program may rely on, made from the docstrings by `tools/make_api_reference.py`. Axes are
-always z, y, x, spacings in millimetres, intensities in [0, 1]; tensors are `[B, C, D, H, W]` volumes
-and `[B, L, C]` tokens.
+always z, y, x, spacings in millimetres, intensities in [0, 1]; tensors are volumes
+`[B, C, D, H, W]` and tokens `[B, L, C]`.
 """
 
 
