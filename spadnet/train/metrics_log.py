@@ -20,6 +20,8 @@ from spadnet.train.launch import is_first_rank
 from spadnet.train.per_degree import is_absent
 
 CSV_NAME = "metrics.csv"
+MEASURED = ("speed/", "memory/")
+"""What the names of metrics begin with that are others each time a training runs."""
 
 
 def has_row(trainer: Trainer) -> bool:
