@@ -3,7 +3,7 @@
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,6 +112,20 @@ class CsvLog(Logger):
         except OSError as error:  # a full disk shows on closing, where the file is not named
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
+    @rank_zero_only
+    def complete(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Append a row unless it is there.
+
+        Args:
+            metrics: Values by name.
+            step: Index of the step, from 0.
+        """
+        names = [name for name, value in metrics.items() if not is_absent(name, value)]
+        for row in read_rows(self.path):
+            if row.get("step") == str(step + 1) and all(row.get(name) for name in names):
+                return
+        self.log_metrics(metrics, step)
+
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns)
@@ -145,3 +159,18 @@ def _number(text: str | None) -> float:
         return float(text or "")
     except ValueError:
         return float("inf")  # no number: a row that something else has damaged
+
+
+def complete_logs(loggers: Sequence[Logger], row: Mapping[str, float], *, step: int) -> None:
+    """Log the row of a step that was saved, and then killed before it was logged.
+
+    Args:
+        loggers: Of the run that goes on.
+        row: What the step logs; empty where it logs nothing.
+        step: Index of the step, from 0.
+    """
+    for log in loggers if row else ():
+        if isinstance(log, CsvLog):
+            log.complete(row, step=step)
+        else:
+            log.log_metrics(dict(row), step)
