@@ -15,16 +15,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from spadnet.ranks import num_ranks
-from spadnet.train.checkpoint import finished_steps, write_atomic
+from spadnet.train.checkpoint import write_atomic
 from spadnet.train.launch import is_first_rank
 from spadnet.train.per_degree import is_absent
 
 CSV_NAME = "metrics.csv"
 
 
-def has_row(trainer: Trainer) -> bool:
-    """Whether what the present step logs is written or shown; logging costs what a layer does."""
-    step = finished_steps(trainer) + 1
+def has_row(trainer: Trainer, step: int) -> bool:
+    """Whether what a step logs is written or shown; logging costs what a layer does.
+
+    Args:
+        trainer: Of the training.
+        step: Number of the step, from 1.
+    """
     is_last = step >= trainer.num_training_batches
     return is_last or step % int(cast(Any, trainer).log_every_n_steps) == 0
 

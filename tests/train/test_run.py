@@ -132,6 +132,21 @@ def test_checkpoint_of_other_widths_is_refused_in_one_line(
         quick_fit(other, tmp_path, max_steps=4, resume="auto")
 
 
+@pytest.mark.parametrize("build_task", ["mim"], indirect=True)
+def test_a_stop_between_two_rows_leaves_no_row(
+    build_task: BuildTask, quick_fit: Fit, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    quick_fit(build_task(6), whole, max_steps=6, log_every_steps=2)
+    stop = SignalAt(2, signal.SIGTERM)
+    assert quick_fit(
+        build_task(6), broken, max_steps=6, log_every_steps=2, callbacks=[stop]
+    ).stopped_by
+    assert [row["step"] for row in read_rows(broken / "metrics.csv")] == ["2"]
+    quick_fit(build_task(6), broken, max_steps=6, log_every_steps=2, resume="auto")
+    assert read_rows(broken / "metrics.csv") == read_rows(whole / "metrics.csv")
+
+
 class KilledAfterSaving(Callback):
     """Breaks a training off between the checkpoint of a step and the row of its metrics."""
 
