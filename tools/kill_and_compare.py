@@ -313,7 +313,7 @@ def differences(a: Any, b: Any, *, where: str) -> Iterator[str]:
     elif isinstance(a, torch.Tensor):
         if a.dtype != b.dtype or a.shape != b.shape or not same_bits(a, b):
             yield f"{where}: tensors {tuple(a.shape)}"
-    elif a != b:
+    elif a != b and not (a != a and b != b):  # nan is nan
         yield f"{where}: {a!r} and {b!r}"
 
 
