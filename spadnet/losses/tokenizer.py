@@ -164,9 +164,12 @@ class TokenizerLoss(nn.Module):
     @torch.no_grad()
     def of_samples(self, reconstruction: Tensor, image: Tensor) -> Tensor:
         """L1 or L2 of each sample by itself, [B]."""
-        difference = (reconstruction.float() - image.float()).flatten(1)
-        norm = difference.abs() if self.kind == "l1" else difference.square()
-        return norm.mean(1)
+        difference = reconstruction.float() - image.float()
+        count = difference[0].numel()
+        axes = tuple(range(1, difference.ndim))
+        if self.kind == "l1":
+            return torch.linalg.vector_norm(difference, 1, dim=axes) / count
+        return torch.linalg.vector_norm(difference, 2, dim=axes).square() / count
 
     def forward(
         self,

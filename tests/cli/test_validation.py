@@ -1,0 +1,71 @@
+"""Both stages look at held-out images, and probe the encoder on labelled ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from spadnet.cli import main
+from spadnet.train.metrics_log import read_rows
+
+SMALL = (
+    "data=folder",
+    "data.tokens=[1,2,2]",
+    "data.token_budget=8",
+    "data.synthetic_share=0",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_steps=2",
+    "logger.tensorboard=false",
+    "validate.every_steps=1",
+    "validate.panels_every_steps=2",
+    "validate.tokens=[1,2,2]",
+)
+
+
+def test_both_stages(pictures: Path, folders: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    same = (*SMALL, f"data.path={pictures}", f"validate.path={pictures}")
+    first = ("model.codebook_size=8", "code_start.share=0", f"out={one}")
+    assert main(["pretrain-tokenizer", *same, *first]) == 0
+    rows = read_rows(one / "metrics.csv")
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert all(float(row["val/psnr"]) > 0 and float(row["val/perplexity"]) >= 1 for row in rows)
+    assert float(rows[-1]["loss_per_dataset/my pictures"]) > 0
+    assert sum(json.loads((one / "code_use.json").read_text())["counts"]) == 3 * 4
+    assert len(list((one / "panels" / "step-00000002").glob("*.png"))) == 1
+    told = json.loads((one / "data.json").read_text())
+    assert (told["images"], told["held_out"]) == (3, 0)
+    second = (f"tokenizer={one}", "model.depth=2", f"out={two}", f"validate.probe.path={folders}")
+    assert main(["pretrain-mim", *same, *second, "validate.probe.size=[1,32,32]"]) == 0
+    last = read_rows(two / "metrics.csv")[-1]
+    assert 0 <= float(last["val/knn_accuracy"]) <= 1
+    assert float(last["val/gain"]) == pytest.approx(
+        1 - float(last["val/loss"]) / float(last["val/constant"])
+    )
+    assert json.loads((two / "summary.json").read_text())["metrics"]["val/loss"] == float(
+        last["val/loss"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("validate.path=missing", "missing: no such folder"),
+        ("validate.every_steps=0", "every_steps must be positive, got 0"),
+        ("logger.wandb=maybe", "logger.wandb must be true or false"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    reason: str,
+) -> None:
+    out = tmp_path / "run"
+    arguments = (*SMALL, f"data.path={pictures}", "code_start.share=0", f"out={out}", change)
+    assert main(["pretrain-tokenizer", *arguments]) != 0
+    words = capsys.readouterr().err.strip().splitlines()
+    assert reason in words[-1]
+    assert not out.exists()
