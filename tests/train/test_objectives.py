@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spadnet.data.batch import Batch
+from spadnet.data.crop_plan import crop_size
 from spadnet.losses.mim import constant_baseline
 from spadnet.losses.pixels import pixel_loss
 from spadnet.losses.prototypes import prototype_loss
@@ -18,6 +19,7 @@ from spadnet.models.mim import MaskedImageModel
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
+from spadnet.spacing import MAX_DEGREE, depth_stride
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.objectives import (
     Draw,
@@ -138,7 +140,7 @@ def mean_loss(part: Part, images: Sequence[Batch]) -> Tensor:
     part.model.eval()
     draw = Draw(torch.Generator().manual_seed(HELD_OUT))
     with torch.no_grad():
-        losses = [part.objective.loss(part.model, micro, draw) for micro in images]
+        losses = [part.objective.losses(part.model, micro, draw).mean() for micro in images]
     part.model.train()
     return torch.stack(losses).mean()
 
@@ -171,3 +173,26 @@ def test_held_out_loss_falls_below_the_trivial_predictor(
     fit(task, module, tmp_path, accelerator="cpu", precision="32-true", tensorboard=False)
     after = mean_loss(part, images)
     assert after < limit, f"{after:.3f} of a trivial {limit / share:.3f}"
+
+
+@pytest.mark.parametrize("degree", range(MAX_DEGREE + 1))
+@pytest.mark.parametrize("stride", [1, 4])
+def test_coarse_labels_are_those_of_the_cells_of_the_features(degree: int, stride: int) -> None:
+    cells = torch.randint(5, (2, 2, 3, 4), dtype=torch.uint8)
+    depth = depth_stride(stride, degree)
+    labels = cells.repeat_interleave(depth, 1)
+    labels = labels.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+    assert torch.equal(coarse_labels(labels, stride=stride, degree=degree), cells)
+
+
+@pytest.mark.parametrize("degree", range(MAX_DEGREE + 1))
+@pytest.mark.parametrize("build", [vit_anatomy, unet_anatomy])
+def test_two_equal_views_are_one_at_every_degree(build: Callable[[], Part], degree: int) -> None:
+    torch.manual_seed(0)
+    part, draw = build(), Draw(torch.Generator())
+    made = labelled_images([1, 2], crop_size(degree, (2, 2, 2)), degree=degree, severities=None)
+    one = Batch(made.image, degree, made.spacing, ["1", "2"], labels=made.labels)
+    two = one._replace(other_view=made.image)
+    losses = [part.objective.losses(part.model, micro, draw) for micro in (one, two)]
+    torch.testing.assert_close(losses[0], losses[1])
+    assert 0 < losses[0] < torch.inf

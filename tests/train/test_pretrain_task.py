@@ -88,7 +88,7 @@ def test_a_sum_adds_weighted_gradients_of_means(
             draw = Draw(torch.Generator().manual_seed(step + (number << 40)))
             own = [m for m in batch if (m.labels is not None) == (name == "disentangle")]
             for micro in own:
-                loss = hand.objectives[name].loss(hand.model_of(name), micro, draw)
+                loss = hand.objectives[name].losses(hand.model_of(name), micro, draw).mean()
                 (weight * loss / len(own)).backward()
                 total += weight * float(loss.detach()) / len(own)
         sums.append(total)
@@ -138,9 +138,9 @@ def test_bfloat16_is_close(name: str, build_mixed: BuildMixed, mixed_steps: Step
     for micro in mixed_steps[0]:
         if (micro.labels is not None) != objective.wants_labels:
             continue
-        plain = objective.loss(model, micro, Draw(torch.Generator().manual_seed(0)))
+        plain = objective.losses(model, micro, Draw(torch.Generator().manual_seed(0))).mean()
         with torch.autocast("cpu", torch.bfloat16):
-            low = objective.loss(model, micro, Draw(torch.Generator().manual_seed(0)))
+            low = objective.losses(model, micro, Draw(torch.Generator().manual_seed(0))).mean()
         assert low.dtype == torch.float32
         torch.testing.assert_close(low, plain, rtol=0.02, atol=0.02)
 
