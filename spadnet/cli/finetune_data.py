@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from spadnet.cli.training import call
@@ -62,19 +62,30 @@ def preparation(section: Mapping[str, Any], *, in_chans: int, is_map: bool) -> P
 def read_split(
     task: TaskData, split: Split, *, rule: Preparation, workers: int = 0
 ) -> list[TaskImage]:
-    """Read all cases of a split.
+    """Read all cases of a split; see :func:`read_splits`."""
+    (images,) = read_splits(task, (split,), rule=rule, workers=workers)
+    return images
+
+
+def read_splits(
+    task: TaskData, splits: Sequence[Split], *, rule: Preparation, workers: int = 0
+) -> list[list[TaskImage]]:
+    """Read all cases of some splits; what cannot be used in any of them is told together.
 
     Args:
         task: The task.
-        split: Which.
+        splits: Which.
         rule: What is done to every image.
         workers: Threads that read.
     """
     reader = CaseReader(rule, num_classes=len(task.classes))
-    cases = task.of(split)
-    path = Path(cases[0].images[0]) if cases else None
-    logger.info("reading %d cases for %s%s", len(cases), split, f" ({path}, ...)" if path else "")
-    return list(read_cases(cases, reader, workers=workers))
+    cases = [case for split in splits for case in task.of(split)]
+    for split in splits:
+        of_split = task.of(split)
+        path = f" ({of_split[0].images[0]}, ...)" if of_split else ""
+        logger.info("reading %d cases for %s%s", len(of_split), split, path)
+    images = iter(read_cases(cases, reader, workers=workers))
+    return [list(islice(images, len(task.of(split)))) for split in splits]
 
 
 def build_steps(

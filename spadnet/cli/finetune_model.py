@@ -144,3 +144,8 @@ def target_loss(
         label_smoothing=settings["recipe"]["label_smoothing"],
     )
     return loss, found
+
+
+def in_chans(model: nn.Module) -> int:
+    """Channels that a model takes."""
+    return int(cast(Any, getattr(model, "vit", model)).in_chans)
