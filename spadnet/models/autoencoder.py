@@ -76,12 +76,16 @@ class Encoder(nn.Module):
 
     def embed_patches(self, x: Tensor, degree: int) -> Tensor:
         """Embed [B, C_in, D, H, W] as :meth:`forward`, each patch for itself."""
-        x = self.stem(x, degree)
+        return self.embed_levels(x, degree)[-1]
+
+    def embed_levels(self, x: Tensor, degree: int) -> list[Tensor]:
+        """Embed as :meth:`embed_patches` and return what is after the stem and each halving."""
+        levels = [self.stem(x, degree)]
         level = self.stem_stride.bit_length() - 1
         for down in self.downs:
-            x = down(x, max(degree - level, 0))
+            levels.append(down(levels[-1], max(degree - level, 0)))
             level += 1
-        return x
+        return levels
 
     def mix(self, z: Tensor, degree: int) -> Tensor:
         """Let embedded patches [B, C, d, h, w] see their neighbours and the whole's statistics."""
