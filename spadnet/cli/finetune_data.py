@@ -95,8 +95,18 @@ def build_steps(
     seed: int,
     is_map: bool,
     stride: int,
+    mixup: float = 0.0,
 ) -> TaskSteps:
-    """Batches of the training."""
+    """Batches of the training.
+
+    Args:
+        section: The ``data`` section as plain types.
+        images: Training cases.
+        seed: Source of every choice.
+        is_map: Whether targets are label maps.
+        stride: In-plane stride of the network.
+        mixup: See :class:`spadnet.data.task_steps.TaskAugment`.
+    """
     if is_map and section["crop"] is None:
         raise UsageError("data.crop=[z,y,x] is missing: the size of a training crop in voxels")
     ranges = {
@@ -108,6 +118,7 @@ def build_steps(
         intensity=IntensityAugment() if section["intensity"] else None,
         thick_prob=section["thick_slices"],
         foreground=section["foreground"],
+        mixup=mixup,
     )
     return TaskSteps(
         images,

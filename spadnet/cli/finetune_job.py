@@ -14,6 +14,7 @@ from spadnet.cli.finetune_model import (
     Statistics,
     build_classifier,
     build_segmentor,
+    check_mixup,
     finetune_settings,
     in_chans,
     target_loss,
@@ -93,6 +94,7 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData, folder: Path) -> Jo
         seed=settings["seed"],
         is_map=is_map,
         stride=stride,
+        mixup=check_mixup(settings, task),
     )
     goal = (
         _map_goal(settings, task, rule, steps, val)

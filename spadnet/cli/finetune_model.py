@@ -52,6 +52,18 @@ def finetune_settings(settings: Mapping[str, Any]) -> FinetuneSettings:
     )
 
 
+def check_mixup(settings: Mapping[str, Any], task: TaskData) -> float:
+    """How images are mixed; refused where a share of a target means nothing."""
+    mixup = settings["recipe"]["mixup"]
+    if mixup and task.kind not in ("classification", "multi_label"):
+        raise UsageError(f"recipe.mixup is for classes and labels, not for {task.kind}; leave it 0")
+    if mixup and settings["data"]["micro_batch"] == 1:
+        raise UsageError(
+            "recipe.mixup mixes the images of a micro-batch; data.micro_batch=2 or more"
+        )
+    return float(mixup)
+
+
 def find_init(settings: Mapping[str, Any]) -> str | None:
     """Where the first weights come from; a run's folder stands for what was trained in it."""
     source = settings["init"]

@@ -111,7 +111,7 @@ class FinetuneTask(LightningModule):
         mean: Tensor | float = 0.0
         for micro in batch:
             output = self.model(match_channels(micro.image, _channels(self.model)), micro.degree)
-            loss = self.loss(output, micro.target) * (micro.image.shape[0] / total)
+            loss = self.mixed_loss(output, micro) * (micro.image.shape[0] / total)
             if not math.isfinite(float(loss.detach())):
                 self._give_up(micro, step)
             self.manual_backward(loss)
@@ -127,6 +127,14 @@ class FinetuneTask(LightningModule):
             update_average(self.averaged, self.model, decay=self.settings.ema, step=step)
         self.log("train/gradient_norm", norm)
         self.log("train/loss", mean, prog_bar=True)
+
+    def mixed_loss(self, output: Any, micro: LabelledBatch) -> Tensor:
+        """Loss of the model's outputs; where images were mixed, of both targets by their share."""
+        loss = self.loss(output, micro.target)
+        if micro.mixture is None:
+            return cast(Tensor, loss)
+        share, other = micro.mixture
+        return cast(Tensor, share * loss + (1 - share) * self.loss(output, other))
 
     def rate(self, step: int) -> float:
         """Learning rate of the head after ``step`` optimiser steps."""
@@ -179,7 +187,7 @@ def scaled_groups(
         return cast(list[dict[str, Any]], parameter_groups([model], weight_decay))
     if not callable(getattr(model, "group_matcher", None)):
         raise ValueError(
-            f"a {type(model).__name__} has no layers to decay over; optim.layer_decay=1"
+            f"a {type(model).__name__} has no layers to decay over; recipe.layer_decay=1"
         )
     from timm.optim import param_groups_layer_decay  # torchvision comes along: seconds
 

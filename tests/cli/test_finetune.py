@@ -4,12 +4,14 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from spadnet.weights.hub import load_checkpoint
+from spadnet.models.registry import create_model
+from spadnet.weights.hub import load_checkpoint, save_pretrained
 
 Capture = pytest.CaptureFixture[str]
 CONV = ("model=spad_conv_tiny", "model.widths=[4,8]", "data.size=[1,16,16]")
@@ -78,6 +80,25 @@ def test_splits_of_one_class_have_no_auc(
     assert "auc" not in load_checkpoint(tmp_path / "run" / "best").config["training"]["validation"]
 
 
+def test_mean_token_and_mixed_images(finetune: Callable[..., int], tmp_path: Path) -> None:
+    arguments = ("model.global_pool=avg", "recipe.mixup=0.4", "data.micro_batch=2")
+    assert finetune(*VIT, *arguments, "trainer.precision=bf16-mixed") == 0
+    loaded = load_checkpoint(tmp_path / "run" / "best")
+    assert loaded.config["model"]["arguments"]["global_pool"] == "avg"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["precision"] == "bf16-mixed"
+    assert all(p.dtype == torch.float32 for p in loaded.model.parameters())
+
+
+def test_length_in_passes_over_the_cases(finetune: Callable[..., int], tmp_path: Path) -> None:
+    length = ("recipe.epochs=2", "validate.every_steps=null", "data.batch_size=5")
+    assert finetune(*CONV, *length, "test=false") == 0
+    last = load_checkpoint(tmp_path / "run" / "last").config["training"]
+    assert last["steps"] == 6  # twice 12 cases, 5 at a time
+    assert load_checkpoint(tmp_path / "run" / "best").config["training"]["steps"] in (3, 6)
+    assert "max_steps: 6" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_layers_decay_and_classes_weigh_alike(finetune: Callable[..., int]) -> None:
     arguments = ("recipe.layer_decay=0.8", "recipe.class_weights=balanced")
     assert finetune(*VIT, *arguments, "recipe.schedule=steps", "test=false") == 0
@@ -108,7 +129,7 @@ def test_other_kinds_of_target(
 MAPS = ("data.classes=[background,blob]", "data.crop=[16,32,32]", "data.batch_size=2")
 
 
-@pytest.mark.parametrize("model", ["spad_unet_tiny", "spad_vit_tiny"])
+@pytest.mark.parametrize("model", ["spad_unet_tiny", "spad_vit_tiny", "spad_vt_tiny"])
 def test_thick_and_thin_volumes_are_segmented_on_their_own_grids(
     finetune: Callable[..., int], maps: Path, tmp_path: Path, model: str
 ) -> None:
@@ -120,16 +141,38 @@ def test_thick_and_thin_volumes_are_segmented_on_their_own_grids(
         rows = list(csv.DictReader(file))
     assert [(row["case"], row["label"]) for row in rows] == [("c3", "blob"), ("c4", "blob")]
     records = {r["metric"]: r["value"] for r in json.loads((run / "results.json").read_text())}
-    assert records["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]))
+    assert records["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]), rel=1e-5)
     loaded = load_checkpoint(run / "best")
     assert loaded.config["training"]["task"]["crop"] == [16, 32, 32]
     with torch.no_grad():
         assert loaded.model(torch.rand(1, 1, 32, 32, 32), 0).shape == (1, 2, 32, 32, 32)
 
 
+@pytest.mark.parametrize("kind", ["unet", "tokenizer"])
+def test_segmentors_start_from_what_was_trained(
+    finetune: Callable[..., int], maps: Path, tmp_path: Path, kind: str
+) -> None:
+    torch.manual_seed(1)
+    saved: Any = create_model({"unet": "spad_unet_tiny", "tokenizer": "spad_vt_tiny"}[kind])
+    save_pretrained(saved, tmp_path / "first" / {"unet": "best", "tokenizer": "tokenizer"}[kind])
+    model = {"unet": "spad_unet_tiny", "tokenizer": "spad_vt_tiny"}[kind]
+    arguments = (f"data.path={maps}", *MAPS, f"model={model}", f"init={tmp_path / 'first'}")
+    still = ("trainer.max_steps=1", "optim.lr=1e-12", "optim.warmup_steps=0", "test=false")
+    assert finetune(*arguments, *still, "recipe.layer_decay=0.5") == 0
+    found = load_checkpoint(tmp_path / "run" / "best").model.state_dict()
+    prefix = {"unet": "", "tokenizer": "pyramid."}[kind]
+    taken = [key for key in saved.state_dict() if key.startswith("encoder.")]
+    assert taken
+    for key in taken:
+        torch.testing.assert_close(found[prefix + key], saved.state_dict()[key], msg=key)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        ((*MAPS, "recipe.mixup=0.2"), 2, "recipe.mixup is for classes and labels"),
+        ((*MAPS, "model=spad_conv_tiny"), 2, "'spad_conv_tiny' does not fit a segmentation task"),
+        ((*MAPS, "init=/no/such"), 1, "/no/such"),
         ((), 1, "must name the label map's values"),
         (MAPS[:1], 2, "data.crop=[z,y,x] is missing"),
         ((*MAPS, "recipe.mode=probe"), 2, "is for classes and values"),
@@ -166,6 +209,9 @@ def test_wrong_segmentation_is_told_in_one_line(
         (["trainer.devices=2"], 2, "several devices is not supported yet"),
         (["recipe.class_weights=[1]"], 2, "must be balanced or 2 numbers"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
+        (["recipe.mixup=0.2", "data.micro_batch=1"], 2, "data.micro_batch=2 or more"),
+        (["recipe.mixup=-1"], 1, "mixup must not be negative, got -1"),
+        (["recipe.epochs=0"], 2, "recipe.epochs must be a positive whole number, got 0"),
         (["data.warp.angel=3"], 2, "unknown key 'data.warp.angel'"),
     ],
 )
