@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     if code is not None:
         return code
     job.save(job.module.final_model, result.step, {}, "last")
-    logger.info("best state, after step %d, written to %s", job.best.best_step, folder / "best")
+    logger.info("the best state is in %s", folder / "best")
     if settings["test"] and task.of("test"):
         score_test(job.judge, settings, task, folder, seconds=result.seconds)
     return 0

@@ -86,7 +86,11 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData, folder: Path) -> Jo
     rule = preparation(settings["data"], in_chans=in_chans(model), is_map=is_map)
     stride = contract_of(cast(Any, model)).stride
     train, val = read_splits(
-        task, ("train", "val"), rule=rule, workers=settings["data"]["read_workers"]
+        task,
+        ("train", "val"),
+        rule=rule,
+        workers=settings["data"]["read_workers"],
+        check=("test",) if settings["test"] else (),
     )
     steps = build_steps(
         settings["data"],

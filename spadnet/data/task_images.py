@@ -1,6 +1,8 @@
 """Read the cases of a task: image as a network takes it, and its target on the same grid."""
 
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,8 +210,13 @@ class CaseReader:
     def _row(self, path: Path, array: str, index: int) -> Image:
         table = self._tables.get((path, array))
         if table is None:
-            with np.load(path, allow_pickle=False) as content:
-                table = self._tables[path, array] = content[array]
+            try:
+                with np.load(path, allow_pickle=False) as content:
+                    table = self._tables[path, array] = content[array]
+            except (KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                raise ImageError(f"{path}: {array} cannot be read: {error}") from error
+        if index >= len(table):
+            raise ImageError(f"{path}: {array} has {len(table)} images, but there are more labels")
         row = table[index]
         is_colour = row.ndim > 2 and row.shape[-1] == 3
         row = np.moveaxis(row, -1, 0) if is_colour else row[None]
@@ -272,4 +279,6 @@ def read_cases(
             elif not faults:
                 yield result
     if faults:
-        raise ImageError("; ".join(faults))
+        raise ImageError(
+            "; ".join(dict.fromkeys(faults))
+        )  # a table's fault is that of all its rows

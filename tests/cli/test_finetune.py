@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -142,6 +143,11 @@ def test_thick_and_thin_volumes_are_segmented_on_their_own_grids(
     assert [(row["case"], row["label"]) for row in rows] == [("c3", "blob"), ("c4", "blob")]
     records = {r["metric"]: r["value"] for r in json.loads((run / "results.json").read_text())}
     assert records["dice"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]), rel=1e-5)
+    for name in ("c3", "c4"):
+        mask = nib.load(run / "masks" / f"{name}.nii.gz")  # type: ignore[attr-defined]
+        image = nib.load(maps / "images" / f"{name}.nii.gz")  # type: ignore[attr-defined]
+        assert mask.shape == image.shape
+        np.testing.assert_allclose(mask.affine, image.affine)
     loaded = load_checkpoint(run / "best")
     assert loaded.config["training"]["task"]["crop"] == [16, 32, 32]
     with torch.no_grad():
@@ -173,6 +179,10 @@ def test_segmentors_start_from_what_was_trained(
         ((*MAPS, "recipe.mixup=0.2"), 2, "recipe.mixup is for classes and labels"),
         ((*MAPS, "model=spad_conv_tiny"), 2, "'spad_conv_tiny' does not fit a segmentation task"),
         ((*MAPS, "init=/no/such"), 1, "/no/such"),
+        ((*MAPS, "data.crop=[-1,2,3]"), 2, "data.crop must be 3 whole numbers of at least 1"),
+        ((*MAPS, "data.window=[3,1]"), 2, "data.window must rise, got [3, 1]"),
+        ((*MAPS, "data.degree=9"), 2, "data.degree must be 0 to 5, got 9"),
+        ((*MAPS, "data.foreground=2"), 2, "data.foreground must lie in [0, 1], got 2"),
         ((), 1, "must name the label map's values"),
         (MAPS[:1], 2, "data.crop=[z,y,x] is missing"),
         ((*MAPS, "recipe.mode=probe"), 2, "is for classes and values"),
@@ -201,7 +211,7 @@ def test_wrong_segmentation_is_told_in_one_line(
         (["data.path=/no/such"], 1, "/no/such: no such file or folder"),
         (["data.classes=[bright]"], 1, "dark not among bright"),
         (["data.task=clasification"], 1, "did you mean 'classification'"),
-        (["data.size=[16,16]"], 2, "data.size must be 3 numbers"),
+        (["data.size=[16,16]"], 2, "data.size must be 3 whole numbers"),
         (["data=samples"], 2, "data"),
         (["model=spad_vt_tiny"], 2, "does not fit"),
         (["recipe.mode=probing"], 2, "unknown recipe.mode 'probing'; did you mean 'probe'"),
@@ -210,6 +220,7 @@ def test_wrong_segmentation_is_told_in_one_line(
         (["recipe.class_weights=[1]"], 2, "must be balanced or 2 numbers"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
         (["recipe.mixup=0.2", "data.micro_batch=1"], 2, "data.micro_batch=2 or more"),
+        (["recipe.label_smoothing=3"], 1, "label_smoothing must lie in [0, 1), got 3"),
         (["recipe.mixup=-1"], 1, "mixup must not be negative, got -1"),
         (["recipe.epochs=0"], 2, "recipe.epochs must be a positive whole number, got 0"),
         (["data.warp.angel=3"], 2, "unknown key 'data.warp.angel'"),
@@ -228,6 +239,38 @@ def test_wrong_setting_is_told_in_one_line(
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
     assert message in lines[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_of_the_test_split_is_told_before_the_training(
+    finetune: Callable[..., int], maps: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for name in ("c2", "c4"):  # of validation, of test
+        file = maps / "labels" / f"{name}.nii.gz"
+        label = nib.load(file)  # type: ignore[attr-defined]
+        wrong = nib.Nifti1Image(np.asarray(label.dataobj) * 3, label.affine)  # type: ignore[no-untyped-call]
+        nib.save(wrong, file)  # type: ignore[no-untyped-call, attr-defined]
+    arguments = ("model=spad_unet_tiny", f"data.path={maps}", *MAPS)
+    assert finetune(*arguments) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    for name in ("c2", "c4"):
+        assert f"{name}.nii.gz: voxel values [3] are not among the 2 declared classes" in last
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_that_is_cut_off_is_named_once(
+    finetune: Callable[..., int], tmp_path: Path, capsys: Capture
+) -> None:
+    labels = {f"{split}_labels": np.arange(6)[:, None] % 2 for split in ("train", "val", "test")}
+    images = {f"{split}_images": np.zeros((2, 8, 8), np.uint8) for split in ("val", "test")}
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 8), np.uint8)
+    np.savez(tmp_path / "few.npz", train_images=pixels, **labels, **images)
+    assert finetune(*CONV, f"data.path={tmp_path / 'few.npz'}") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.count("train_images has 3 images, but there are more labels") == 1
+    whole = (tmp_path / "few.npz").read_bytes()
+    (tmp_path / "few.npz").write_bytes(whole[: len(whole) // 2])
+    assert finetune(*CONV, f"data.path={tmp_path / 'few.npz'}") == 1
+    assert "few.npz: not a MedMNIST file, or cut off" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_all_unreadable_images_are_named(
