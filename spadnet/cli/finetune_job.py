@@ -20,7 +20,7 @@ from spadnet.cli.finetune_model import (
     target_loss,
 )
 from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets
-from spadnet.data.task_images import Preparation, TaskImage
+from spadnet.data.task_images import Preparation, TaskImage, check_maps
 from spadnet.data.task_steps import TaskSteps
 from spadnet.data.tasks import TaskData
 from spadnet.evaluate.segmentation_scores import WindowRule
@@ -92,6 +92,8 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData, folder: Path) -> Jo
         workers=settings["data"]["read_workers"],
         check=("test",) if settings["test"] else (),
     )
+    if is_map:
+        check_maps(train, name=task.name, classes=task.classes)
     steps = build_steps(
         settings["data"],
         train,

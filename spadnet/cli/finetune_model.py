@@ -67,7 +67,11 @@ def check_mixup(settings: Mapping[str, Any], task: TaskData) -> float:
 def find_init(settings: Mapping[str, Any]) -> str | None:
     """Where the first weights come from; a run's folder stands for what was trained in it."""
     source = settings["init"]
-    return None if source is None else inner_folder(str(source), "encoder", "tokenizer", "best")
+    return (
+        None
+        if source is None
+        else inner_folder(str(source), "encoder", "unet", "tokenizer", "best")
+    )
 
 
 def build_classifier(settings: Mapping[str, Any], task: TaskData) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 from spadnet.data.image import Image, ImageError, file_name, orient, plain_grid
 from spadnet.data.io import read_image
 from spadnet.data.preprocess import Window, bound_in_plane, cut_to_body, resize, scale, to_channels
-from spadnet.data.tasks import Case
+from spadnet.data.tasks import Case, warn_of_absent
 from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride
 
 logger = logging.getLogger(__name__)
@@ -224,6 +224,29 @@ class CaseReader:
         row = row[:, None] if is_flat else row
         size = (row.shape[1], row.shape[2], row.shape[3])
         return orient(row, plain_grid(size, num_axes=2 if is_flat else 3), source=file_name(path))
+
+
+def check_maps(images: Sequence[TaskImage], *, name: str, classes: Sequence[str]) -> None:
+    """Refuse training label maps that all hold one class alone; warn of classes in none of them.
+
+    Args:
+        images: Training cases with label maps.
+        name: Of the data set.
+        classes: Names by voxel value.
+
+    Raises:
+        ValueError: If there is nothing to learn.
+    """
+    found: set[int] = set()
+    for case in images:
+        found |= set(torch.unique(case.target).tolist())
+    if len(found) == 1:
+        (only,) = found
+        raise ValueError(
+            f"{name}: all training label maps are {classes[only]!r} alone; "
+            "there is nothing to learn"
+        )
+    warn_of_absent(name, [label for value, label in enumerate(classes) if value not in found])
 
 
 def label_on(label: np.ndarray, image: Image, prepared: Image) -> np.ndarray:

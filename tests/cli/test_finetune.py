@@ -160,7 +160,7 @@ def test_segmentors_start_from_what_was_trained(
 ) -> None:
     torch.manual_seed(1)
     saved: Any = create_model({"unet": "spad_unet_tiny", "tokenizer": "spad_vt_tiny"}[kind])
-    save_pretrained(saved, tmp_path / "first" / {"unet": "best", "tokenizer": "tokenizer"}[kind])
+    save_pretrained(saved, tmp_path / "first" / kind)
     model = {"unet": "spad_unet_tiny", "tokenizer": "spad_vt_tiny"}[kind]
     arguments = (f"data.path={maps}", *MAPS, f"model={model}", f"init={tmp_path / 'first'}")
     still = ("trainer.max_steps=1", "optim.lr=1e-12", "optim.warmup_steps=0", "test=false")
@@ -255,6 +255,29 @@ def test_a_fault_of_the_test_split_is_told_before_the_training(
     for name in ("c2", "c4"):
         assert f"{name}.nii.gz: voxel values [3] are not among the 2 declared classes" in last
     assert not (tmp_path / "run").exists()
+
+
+def test_label_maps_of_one_class_are_refused(
+    finetune: Callable[..., int],
+    maps: Path,
+    capsys: Capture,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = (
+        "model=spad_unet_tiny",
+        f"data.path={maps}",
+        *MAPS,
+        "data.classes=[none,blob,lump]",
+    )
+    assert finetune(*arguments, "trainer.max_steps=1", "test=false") == 0
+    assert "maps: no training case has lump" in caplog.text
+    for file in (maps / "labels").iterdir():
+        label = nib.load(file)  # type: ignore[attr-defined]
+        empty = nib.Nifti1Image(np.asarray(label.dataobj) * 0, label.affine)  # type: ignore[no-untyped-call]
+        nib.save(empty, file)  # type: ignore[no-untyped-call, attr-defined]
+    assert finetune(*arguments, "out=elsewhere") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "all training label maps are 'none' alone; there is nothing to learn" in last
 
 
 def test_a_table_that_is_cut_off_is_named_once(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from spadnet.cli.configure import configure
@@ -16,12 +17,20 @@ from spadnet.models.segmentor import VitSegmentor
 from spadnet.spacing import Spacing
 from spadnet.train.finetune_task import FinetuneTask
 
-EXPERIMENTS = [
-    name
-    for name in config_groups([config_root()])["experiment"]
-    if "stage: finetune" in (config_root() / "experiment" / f"{name}.yaml").read_text()
-]
-MAPS = {"btcv_base", "chaos_base", "hippocampus_tiny"}
+FOLDER = config_root() / "experiment"
+
+
+def is_finetuning(name: str) -> bool:
+    """Whether an experiment, or the one it builds on, says so."""
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    if "stage" in content:
+        return bool(content["stage"] == "finetune")
+    above = [entry for entry in content["defaults"] if (FOLDER / f"{entry}.yaml").is_file()]
+    return any(map(is_finetuning, above))
+
+
+EXPERIMENTS = list(filter(is_finetuning, config_groups([config_root()])["experiment"]))
+MAPS = {"btcv_base", "chaos_base", "hippocampus_tiny", "hippocampus_hour"}
 CASE = TaskImage("a", torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), 0, Spacing(1, 1, 1))
 
 
