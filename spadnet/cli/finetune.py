@@ -54,7 +54,10 @@ def _refuse_early(config: DictConfig, folder: Path) -> None:
     checkpoint_to_resume(folder, config.resume)
     choose_precision(config.trainer.precision)
     if config.trainer.devices != 1 or find_launch() is not None:
-        raise UsageError("fine-tuning on several devices is not supported yet; trainer.devices=1")
+        raise UsageError(
+            "fine-tuning on several devices is not supported yet; trainer.devices=1, and "
+            "data.micro_batch=N where a batch does not fit"
+        )
 
 
 def with_length(config: DictConfig, *, num_cases: int) -> DictConfig:
