@@ -220,6 +220,7 @@ def test_wrong_segmentation_is_told_in_one_line(
         (["recipe.class_weights=[1]"], 2, "must be balanced or 2 numbers"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
         (["recipe.mixup=0.2", "data.micro_batch=1"], 2, "data.micro_batch=2 or more"),
+        (["+model.features=[4,8]"], 2, "takes no such argument; '~model.features' leaves it out"),
         (["recipe.label_smoothing=3"], 1, "label_smoothing must lie in [0, 1), got 3"),
         (["recipe.mixup=-1"], 1, "mixup must not be negative, got -1"),
         (["recipe.epochs=0"], 2, "recipe.epochs must be a positive whole number, got 0"),
