@@ -18,6 +18,7 @@ from spadnet.train.datamodule import StepDataModule
 from spadnet.train.launch import rank_label
 from spadnet.train.optim import OptimSettings
 from spadnet.train.run import FitResult, fit
+from spadnet.train.step_task import StepTask
 from spadnet.train.tokenizer_task import TokenizerTask
 
 STEPS = 6
@@ -31,7 +32,7 @@ def gumbel_task(max_steps: int) -> TokenizerTask:
     return TokenizerTask(tokenizer, max_steps=max_steps, optim=OPTIM)
 
 
-def mim_task(max_steps: int) -> LightningModule:
+def mim_task(max_steps: int) -> StepTask:
     """Task of stage 2 without what layers draw for themselves."""
     task = TASKS["mim"](max_steps)
     for module in task.modules():
@@ -40,7 +41,22 @@ def mim_task(max_steps: int) -> LightningModule:
     return task
 
 
-BUILD = {**TASKS, "mim": mim_task, "gumbel": gumbel_task, "fsdp": mim_task, "failing": mim_task}
+def averaged_task(max_steps: int) -> StepTask:
+    """Task of stage 2 that keeps an average of its weights."""
+    task = mim_task(max_steps)
+    task.optim = task.optim._replace(ema=0.9)
+    task.keep_average()
+    return task
+
+
+BUILD = {
+    **TASKS,
+    "mim": mim_task,
+    "gumbel": gumbel_task,
+    "fsdp": averaged_task,
+    "skipping": TASKS["adversarial"],
+    "failing": mim_task,
+}
 
 
 def steps() -> StepDataModule:
@@ -75,6 +91,9 @@ class AtStep(Callback):
             return
         if self.what == "raise":
             raise RuntimeError("the cooling failed")
+        if self.what == "poison":
+            batch[0].image[-1].fill_(torch.nan)
+            return
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -86,11 +105,12 @@ def train(folder: Path, name: str, **options: Any) -> FitResult:
     precision = "32-true" if name == "fsdp" else "64-true"
     settings: dict[str, Any] = {"accelerator": "cpu", "precision": precision, "tensorboard": False}
     settings |= {"log_every_steps": 1, "show_progress": True, "rank_timeout": 60.0}
+    settings |= {"skip_non_finite": 1}
     return fit(BUILD[name](STEPS), steps(), folder / name, **{**settings, **options})
 
 
 def main(folder: Path, parts: list[str]) -> int:
-    """Train each part; a part that ends in ``-raise`` or ``-stop`` does so after three steps."""
+    """Train each part; to one that ends in ``-WHAT`` that happens after three steps."""
     torch.set_num_threads(1)
     for part in parts:
         name, _, what = part.partition("-")
@@ -101,7 +121,7 @@ def main(folder: Path, parts: list[str]) -> int:
         except Exception as error:
             sys.stderr.write(f"{rank_label()}error: {error}\n")
             return 1
-        if what:
+        if what == "stop":
             sys.stderr.write(f"{rank_label()}stopped after step {result.step}\n")
     return 0
 

@@ -5,11 +5,12 @@
 Two trainings of one configuration run as ``spadnet`` commands: one undisturbed; the other is killed
 with SIGKILL at random moments, the import and the writing of checkpoints included, and continued
 with ``resume=auto`` and another number of workers. Every checkpoint that both kept, the finished
-weights and every row of ``metrics.csv`` must agree in each bit. The exit code is 1 where one does
-not, 2 where the trainings could not be run.
+weights, every row of ``metrics.csv`` and the scores on a test split must agree in each bit. The
+exit code is 1 where one does not, 2 where the trainings could not be run.
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -24,13 +25,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tiny_labelled import write_pictures, write_volumes
 
 SAVE_EVERY = 5
 SETTINGS = [
-    "data.tokens=[1,2,2]",
-    "data.token_budget=16",
-    "data.degrees_per_step=2",
-    "data.synthetic_share=0.3",
     f"callbacks.save_every_steps={SAVE_EVERY}",
     "logger.every_steps=1",
     "logger.tensorboard=false",
@@ -40,10 +38,19 @@ SETTINGS = [
 ]
 """Small crops and models: what is compared does not depend on size."""
 
+CROPS = [
+    "data.tokens=[1,2,2]",
+    "data.token_budget=16",
+    "data.degrees_per_step=2",
+    "data.synthetic_share=0.3",
+]
+# What is best on validation, the averaged weights, and scores that come and go.
+LABELLED = ["finetune", "data.read_workers=0", "recipe.ema=0.9", "validate.every_steps=3"]
 STAGES = {
     # All that has a state: two optimisers, the gate, the averaged codebook and its revival.
     "tokenizer": [
         "pretrain-tokenizer",
+        *CROPS,
         "experiment=tokenizer_tiny",
         "discriminator.enabled=true",
         "model.quantizer=nearest",
@@ -54,12 +61,35 @@ STAGES = {
     # The quantizer that draws random numbers, with its temperature's schedule.
     "gumbel": [
         "pretrain-tokenizer",
+        *CROPS,
         "experiment=tokenizer_tiny",
         "model.quantizer=gumbel",
         "model.codebook_size=16",
         "code_start.share=0",
     ],
-    "mim": ["pretrain-mim", "experiment=mim_tiny", "model.depth=2"],
+    "mim": [
+        "pretrain-mim",
+        *CROPS,
+        "experiment=mim_tiny",
+        "model.depth=2",
+        "model.drop_path_rate=0.2",
+    ],
+    "finetune": [
+        *LABELLED,
+        "model.depth=2",
+        "model.drop_path_rate=0.2",
+        "data.size=[1,32,32]",
+        "data.batch_size=4",
+        "recipe.layer_decay=0.8",
+    ],
+    "masks": [
+        *LABELLED,
+        "model=spad_unet_tiny",
+        "data.classes=[background,box]",
+        "data.crop=[8,16,16]",
+        "data.batch_size=2",
+        "data.thick_slices=0.3",
+    ],
 }
 
 
@@ -70,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(scratch) if arguments.out is None else Path(arguments.out)
         folder.mkdir(parents=True, exist_ok=True)
         command = [*STAGES[arguments.stage], *SETTINGS, f"trainer.max_steps={arguments.steps}"]
-        if arguments.stage == "mim":
-            command.append(f"tokenizer={train_tokenizer(folder)}")
+        command += needs(arguments.stage, folder)
         calm, killed = folder / "undisturbed", folder / "killed"
         for run in (calm, killed):
             shutil.rmtree(run, ignore_errors=True)
@@ -99,6 +128,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", help="keep both runs in this folder")
     return parser.parse_args(argv)
+
+
+def needs(stage: str, folder: Path) -> list[str]:
+    """Make what a stage starts from; return the settings that name it."""
+    if stage == "mim":
+        return [f"tokenizer={train_tokenizer(folder)}"]
+    if stage == "finetune":
+        return [f"data.path={write_pictures(folder / 'pictures')}"]
+    if stage == "masks":
+        return [f"data.path={write_volumes(folder / 'volumes')}"]
+    return []
 
 
 def train_tokenizer(folder: Path) -> Path:
@@ -223,12 +263,23 @@ def compare(calm: Path, killed: Path) -> Iterator[str]:
     for file in sorted(calm.rglob("*.safetensors")):
         name = str(file.relative_to(calm))
         yield from differences(load_file(file), load_file(killed / name), where=name)
+    for name in ("results.json", "predictions.csv", "cases.csv"):
+        if (calm / name).exists():
+            yield from differences(scores(calm / name), scores(killed / name), where=name)
     rows = [(run / "metrics.csv").read_text().splitlines() for run in (calm, killed)]
     if len(rows[0]) != len(rows[1]):
         yield f"metrics.csv: {len(rows[0])} rows and {len(rows[1])}"
     for number, (a, b) in enumerate(zip(*rows, strict=False)):
         if a != b:
             yield f"metrics.csv, row {number}: {a} and {b}"
+
+
+def scores(file: Path) -> Any:
+    """What a file of scores says, without the duration of the training."""
+    if file.suffix == ".csv":
+        return file.read_text().splitlines()
+    records = json.loads(file.read_text())
+    return [{key: value for key, value in r.items() if key != "seconds"} for r in records]
 
 
 def differences(a: Any, b: Any, *, where: str) -> Iterator[str]:

@@ -180,6 +180,16 @@ VERBS = {
             "image beside itself under the map, and a .nii.gz on the image's own grid.",
         ),
     ),
+    "report": Verb(
+        "spadnet.cli.report",
+        "Make one page of a training run, also of one that is not finished",
+        "RUN [out=FILE]",
+        "spadnet report runs/mim_tiny",
+        notes=(
+            "Writes RUN/report.html: settings, versions, curves of losses, rates and speed, the",
+            "validations, the newest pictures and the use of the codes. It needs no other file.",
+        ),
+    ),
     "export": Verb(
         "spadnet.cli.export",
         "Write a trained model for one spacing as ONNX or torch.export program, and check it",
@@ -211,6 +221,19 @@ VERBS = {
         notes=(
             "The newest checkpoint of a run is taken. Stage 1 gives out/tokenizer; stage 2 gives",
             "out/encoder and, with its head, out/mim. By default out is the run's folder.",
+        ),
+    ),
+    "replay": Verb(
+        "spadnet.cli.replay",
+        "Do one step of a training again, exactly, and find what was not finite",
+        "RUN STEP",
+        "spadnet replay runs/mim_tiny 1200",
+        notes=(
+            "Starts from the newest checkpoint before the step, or from what was kept of it when",
+            "its loss or gradient was not finite (RUN/non_finite), and does the step under",
+            "anomaly detection. Losses of the micro-batches and gradient norms are printed, and",
+            "the first modules, operations and parameters that were not finite. RUN is left as it",
+            "is. Call it where the training was called, for relative paths.",
         ),
     ),
     "doctor": Verb(

@@ -1,5 +1,6 @@
 """The data of a training from a ``data`` section."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,17 +8,23 @@ from typing import Any, NamedTuple
 
 from spadnet.cli.usage import UsageError
 from spadnet.data.augment import IntensityAugment
-from spadnet.data.catalogue import load_store
+from spadnet.data.catalogue import FILE as CATALOGUE
+from spadnet.data.catalogue import find_stores, load_store
 from spadnet.data.crop_plan import NO_AUGMENT, CropAugment
 from spadnet.data.datasets import StepDataset, SyntheticSource, Volume, to_volume
 from spadnet.data.folder import load_folder
+from spadnet.data.hold_out import keep_out
+from spadnet.data.identity import identity_of_volumes
 from spadnet.data.labelled_steps import JoinedSteps, LabelledSteps
 from spadnet.data.samples import list_samples, load_samples
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.near_names import suggest
 from spadnet.spacing import MAX_DEGREE
 from spadnet.train.datamodule import StepDataModule
+from spadnet.train.meters import Source
 from spadnet.train.synthetic import ANATOMIES, labelled_images, synthetic_images
+
+logger = logging.getLogger(__name__)
 
 SOURCES = ("samples", "folder", "store", "synthesis")
 
@@ -29,11 +36,19 @@ class Data(NamedTuple):
         module: The batches.
         names: What they are made from, for the model card.
         trained: Spacings that the model will see.
+        degrees: Degrees that steps draw.
+        held_out: Images that no step sees; None where those of the package are meant.
+        sources: Where each image comes from, by key.
+        identity: What is trained on, for the run folder.
     """
 
     module: StepDataModule
     names: list[str]
     trained: TrainedRange
+    degrees: list[int]
+    held_out: list[Volume] | None
+    sources: dict[str, Source]
+    identity: dict[str, Any]
 
 
 def build_data(
@@ -54,8 +69,10 @@ def build_data(
     steps: list[StepDataset | LabelledSteps] = []
     volumes: list[Volume] = []
     names: list[str] = []
+    held_out: list[Volume] = []
     if images:
         volumes, names = load_volumes(settings["data"], in_chans=in_chans)
+        volumes, held_out = _keep_out(volumes, settings)
         steps.append(_image_steps(settings, volumes, in_chans=in_chans))
     if labelled:
         steps.append(_labelled_steps(settings))
@@ -67,7 +84,52 @@ def build_data(
     )
     degrees = sorted({degree for part in steps for degree in part.degrees})
     trained = TrainedRange.over([volume.spacing for volume in volumes], degrees)
-    return Data(module, names, trained)
+    sources = {volume.key: Source(volume.dataset, volume.modality) for volume in volumes}
+    identity = _identity(settings["data"], volumes, num_held_out=len(held_out), names=names)
+    return Data(module, names, trained, degrees, held_out or None, sources, identity)
+
+
+def _keep_out(
+    volumes: list[Volume], settings: Mapping[str, Any]
+) -> tuple[list[Volume], list[Volume]]:
+    """Split images into those to train on and those to validate on."""
+    rule, source = settings["validate"], settings["data"]["source"]
+    wanted = rule["every_steps"] is not None and rule["path"] is None
+    if not wanted or source not in ("folder", "store"):
+        return volumes, []
+    train, kept = keep_out(volumes, per_degree=rule["per_degree"])
+    if kept:
+        logger.info("%d of %d images are kept out of the training", len(kept), len(volumes))
+    return train, kept
+
+
+def _identity(
+    section: Mapping[str, Any], volumes: Sequence[Volume], *, num_held_out: int, names: list[str]
+) -> dict[str, Any]:
+    catalogues = []
+    if section["source"] == "store" and volumes:
+        stores = find_stores(Path(str(section["path"])).expanduser())
+        catalogues = [store / CATALOGUE for store in stores]
+    told = identity_of_volumes(volumes, num_held_out=num_held_out, catalogues=catalogues)
+    return {**told, "names": names}
+
+
+def load_held_out(rule: Mapping[str, Any], data: Data, *, in_chans: int) -> list[Volume]:
+    """Images to validate on.
+
+    Args:
+        rule: The ``validate`` section.
+        data: Of the training.
+        in_chans: Channels wanted.
+    """
+    if rule["path"] is not None:
+        path = Path(str(rule["path"])).expanduser()
+        is_store = any((store / CATALOGUE).is_file() for store in find_stores(path))
+        return (load_store if is_store else load_folder)(path, in_chans=in_chans)
+    if data.held_out is not None:
+        return data.held_out
+    pairs = zip(list_samples("heldout"), load_samples("heldout"), strict=True)
+    return [to_volume(image, in_chans=in_chans)._replace(key=one.name) for one, image in pairs]
 
 
 def _image_steps(
@@ -156,7 +218,11 @@ def load_volumes(section: Mapping[str, Any], *, in_chans: int) -> tuple[list[Vol
     if source == "samples":
         images = load_samples("train")
         names = [f"{sample.name} ({sample.source})" for sample in list_samples("train")]
-        return [to_volume(image, in_chans=in_chans) for image in images], names
+        pairs = zip(list_samples("train"), images, strict=True)
+        return [
+            to_volume(image, in_chans=in_chans, dataset=one.source)._replace(modality=one.modality)
+            for one, image in pairs
+        ], names
     if source == "folder":
         if section["path"] is None:
             raise UsageError("data.path=FOLDER is missing: the folder with the images")

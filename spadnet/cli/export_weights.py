@@ -103,10 +103,11 @@ def rebuild(settings: Mapping[str, Any], state: StateDict, *, where: str) -> dic
         ``tokenizer``, or ``encoder`` and ``mim`` (the encoder with its head).
     """
     section = dict(settings["model"])
+    averaged = select(state, "averaged.")  # what counts where there is one
     if str(section["name"]).startswith("spad_vt_"):
         tokenizer = build_model(section, prefix="spad_vt_")
         assert isinstance(tokenizer, Tokenizer)
-        _load(tokenizer, select(state, "tokenizer."), where=where)
+        _load(tokenizer, averaged or select(state, "tokenizer."), where=where)
         return {"tokenizer": tokenizer}
     num_mask_layers = section.pop("num_mask_layers", 1)
     section.pop("grad_checkpointing", None)
@@ -116,7 +117,7 @@ def rebuild(settings: Mapping[str, Any], state: StateDict, *, where: str) -> dic
         raise ValueError(f"{where}: not the checkpoint of a masked image model")
     codebook_size = state["model.head.2.weight"].shape[0]
     mim = MaskedImageModel(vit, codebook_size=codebook_size, num_mask_layers=num_mask_layers)
-    _load(mim, select(state, "model."), where=where)
+    _load(mim, averaged or select(state, "model."), where=where)
     return {"encoder": mim.vit, "mim": mim}
 
 

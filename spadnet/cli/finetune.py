@@ -10,14 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from spadnet.cli.configure import configure
 from spadnet.cli.finetune_data import find_task
-from spadnet.cli.finetune_job import prepare_job
+from spadnet.cli.finetune_job import keep_best, prepare_job, saver
 from spadnet.cli.finetune_scores import Judge, write_results
-from spadnet.cli.training import plain, record_and_fit, run_dir, stopped
+from spadnet.cli.training import Training, plain, record_and_fit, run_dir, stopped
 from spadnet.cli.usage import UsageError
 from spadnet.data.tasks import TaskData
 from spadnet.train.launch import find_launch
+from spadnet.train.meters import Meters
 from spadnet.train.precision import choose_precision
-from spadnet.train.run_folder import checkpoint_to_resume
+from spadnet.train.run_folder import RESULTS_FILE, checkpoint_to_resume
 from spadnet.weights.hub import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -35,18 +36,31 @@ def run(argv: Sequence[str]) -> int:
     task = find_task(plain(config))
     config = with_length(config, num_cases=len(task.of("train")))
     settings = plain(config)
-    job = prepare_job(settings, task, folder)
+    job = prepare_job(settings, task)
+    save = saver(job, settings, folder)
     result = record_and_fit(
-        job.module, job.data, config, argv=argv, verb=VERB, callbacks=[job.best]
+        job.module,
+        job.data,
+        config,
+        argv=argv,
+        verb=VERB,
+        identity=job.identity,
+        callbacks=[Meters(folder), keep_best(job, settings, save)],
     )
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code
-    job.save(job.module.final_model, result.step, {}, "last")
+    save(job.module.final_model, result.step, {}, "last")
     logger.info("the best state is in %s", folder / "best")
     if settings["test"] and task.of("test"):
         score_test(job.judge, settings, task, folder, seconds=result.seconds)
     return 0
+
+
+def rebuild(settings: Mapping[str, Any]) -> Training:
+    """A training as its configuration says, to do a step of it again."""
+    job = prepare_job(settings, find_task(settings))
+    return Training(job.module, job.data)
 
 
 def _refuse_early(config: DictConfig, folder: Path) -> None:
@@ -89,5 +103,5 @@ def score_test(
     begin = time.monotonic()
     scores = judge.test(load_pretrained(folder / "best"), folder)
     seconds += time.monotonic() - begin
-    write_results(folder / "results.json", settings, task, scores, seconds=seconds)
+    write_results(folder / RESULTS_FILE, settings, task, scores, seconds=seconds)
     logger.info("test: %s", ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))

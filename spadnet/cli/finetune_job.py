@@ -15,11 +15,13 @@ from spadnet.cli.finetune_model import (
     build_classifier,
     build_segmentor,
     check_mixup,
-    finetune_settings,
     in_chans,
+    recipe_mode,
+    recipe_optim,
     target_loss,
 )
 from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets
+from spadnet.data.identity import identity_of_task
 from spadnet.data.task_images import Preparation, TaskImage, check_maps
 from spadnet.data.task_steps import TaskSteps
 from spadnet.data.tasks import TaskData
@@ -48,16 +50,20 @@ class Job(NamedTuple):
     Attributes:
         module: Lightning task.
         data: Its batches.
-        best: Callback that scores on validation and keeps the best state.
-        judge: Scores a model.
-        save: Writes a state into the run folder.
+        task: What is predicted.
+        rule: What is done to every image.
+        statistics: Of values to be predicted.
+        judge: Scores models on the validation and test splits.
+        identity: What is trained on, for the run folder.
     """
 
     module: FinetuneTask
     data: StepDataModule
-    best: KeepBest
+    task: TaskData
+    rule: Preparation
+    statistics: Statistics
     judge: Judge
-    save: Save
+    identity: dict[str, Any]
 
 
 class _Goal(NamedTuple):
@@ -68,19 +74,18 @@ class _Goal(NamedTuple):
     statistics: Statistics
 
 
-def prepare_job(settings: Mapping[str, Any], task: TaskData, folder: Path) -> Job:
+def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
     """Build the model, read the images and put the training together; nothing is written.
 
     Args:
         settings: Composed configuration as plain types.
         task: Cases, as :func:`spadnet.cli.finetune_data.find_task` finds them.
-        folder: Run folder.
 
     Raises:
         UsageError: If settings do not fit each other or the task.
         ValueError: If weights or images cannot be used; of images all are named.
     """
-    rules = finetune_settings(settings)
+    mode, optim = recipe_mode(settings), recipe_optim(settings)
     is_map = task.kind == "segmentation"
     model = build_segmentor(settings, task) if is_map else build_classifier(settings, task)
     rule = preparation(settings["data"], in_chans=in_chans(model), is_map=is_map)
@@ -111,23 +116,27 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData, folder: Path) -> Jo
         model,
         goal.loss,
         max_steps=settings["trainer"]["max_steps"],
-        settings=rules,
-        keep_bad_batch=folder / "bad_batch.pt",
-    )
-    save = _saver(settings, task, rule, goal.statistics, folder)
-    best = KeepBest(
-        goal.judge.validate,
-        save,
-        chosen_by=CHOOSING[task.kind],
-        every_steps=settings["validate"]["every_steps"],
-        patience=settings["validate"]["patience"],
+        optim=optim,
+        freeze=mode in ("probe", "attention"),
     )
     data = StepDataModule(
         cast(Any, steps),
         max_steps=settings["trainer"]["max_steps"],
         num_workers=settings["data"]["num_workers"],
     )
-    return Job(module, data, best, goal.judge, save)
+    identity = identity_of_task(task, [*train, *val])
+    return Job(module, data, task, rule, goal.statistics, goal.judge, identity)
+
+
+def keep_best(job: Job, settings: Mapping[str, Any], save: Save) -> KeepBest:
+    """Callback that scores on validation and keeps the best state."""
+    return KeepBest(
+        job.judge.validate,
+        save,
+        chosen_by=CHOOSING[job.task.kind],
+        every_steps=settings["validate"]["every_steps"],
+        patience=settings["validate"]["patience"],
+    )
 
 
 def _map_goal(
@@ -159,19 +168,16 @@ def _target_goal(
     return _Goal(loss, judge_targets(settings, task, rule, statistics, val), statistics)
 
 
-def _saver(
-    settings: Mapping[str, Any],
-    task: TaskData,
-    rule: Preparation,
-    statistics: Statistics,
-    folder: Path,
-) -> Save:
+def saver(job: Job, settings: Mapping[str, Any], folder: Path) -> Save:
+    """What writes a state of the model into a run folder."""
+    rule = job.rule
+
     def save(model: nn.Module, step: int, scores: Mapping[str, float], name: str = "best") -> None:
         save_pretrained(
             without_deep_supervision(merge_low_rank(model)),
             folder / name,
             name=settings["model"]["name"],
-            training=facts_of(settings, task, rule, statistics, step=step, scores=scores),
+            training=facts_of(settings, job.task, rule, job.statistics, step=step, scores=scores),
             intensity={"crop_to_foreground": rule.crop, "max_in_plane": rule.max_in_plane},
         )
 

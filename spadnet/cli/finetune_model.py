@@ -21,8 +21,9 @@ from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
-from spadnet.train.finetune_task import FinetuneSettings, target_statistics
+from spadnet.train.finetune_task import target_statistics
 from spadnet.train.initial_weights import start_from
+from spadnet.train.optim import OptimSettings
 from spadnet.weights.transfer import put_tokenizer, put_unet
 
 logger = logging.getLogger(__name__)
@@ -37,19 +38,19 @@ class Statistics(NamedTuple):
     std: Tensor | None = None
 
 
-def finetune_settings(settings: Mapping[str, Any]) -> FinetuneSettings:
-    """What is trained and how fast."""
-    recipe = settings["recipe"]
-    mode = recipe["mode"]
+def recipe_mode(settings: Mapping[str, Any]) -> str:
+    """Which part of the model is trained."""
+    mode = settings["recipe"]["mode"]
     if mode not in MODES:
         raise UsageError(f"unknown recipe.mode {mode!r}{suggest(str(mode), MODES)}")
-    return FinetuneSettings(
-        optim=optim_settings(settings["optim"]),
-        schedule=recipe["schedule"],
-        layer_decay=recipe["layer_decay"],
-        freeze=mode in ("probe", "attention"),
-        ema=recipe["ema"],
-    )
+    return str(mode)
+
+
+def recipe_optim(settings: Mapping[str, Any]) -> OptimSettings:
+    """Settings of the optimiser, with those that a recipe holds."""
+    recipe = settings["recipe"]
+    own = {name: recipe[name] for name in ("schedule", "layer_decay", "ema")}
+    return optim_settings({**settings["optim"], **own})
 
 
 def check_mixup(settings: Mapping[str, Any], task: TaskData) -> float:

@@ -82,8 +82,8 @@ def build_parts(
             parts[name] = Part(mae, pixels, weight)
         else:
             parts[name] = _disentangle(settings, encoder, weight)
-    if set(parts) != {"disentangle"}:
-        encoder.norm.requires_grad_(True)  # the pyramid passes it by, masked tokens do not
+    if set(parts) == {"disentangle"}:
+        encoder.reset_classifier(0, "avg")  # it leaves the class token's end as it comes
     return parts
 
 

@@ -110,15 +110,15 @@ def _flips(choice: Any) -> tuple[int, ...] | None:
 def _predictor(
     loaded: Loaded, *, flips: tuple[int, ...] | None, overlap: float | None
 ) -> Predictor:
-    task = loaded.config["training"].get("task")
-    if not isinstance(task, dict):
+    training = loaded.config["training"]
+    if not isinstance(training.get("task"), dict):
         raise ValueError(
             f"{loaded.folder}: holds a {type(loaded.model).__name__} that was not fine-tuned; "
             "spadnet finetune makes one that predicts"
         )
     try:
         return build_predictor(
-            loaded.model, task, stride=loaded.contract.stride, flips=flips, overlap=overlap
+            loaded.model, training, stride=loaded.contract.stride, flips=flips, overlap=overlap
         )
     except ValueError as error:
         raise ValueError(f"{loaded.folder}: {error}") from error

@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from spadnet.cli.configure import configure
-from spadnet.cli.data import build_data
+from spadnet.cli.data import Data, build_data
 from spadnet.cli.objectives import build_parts, objective_weights
 from spadnet.cli.trained import find_tokenizer
 from spadnet.cli.training import (
+    Training,
     build_model,
     optim_settings,
     plain,
@@ -21,6 +24,7 @@ from spadnet.cli.training import (
     training_facts,
 )
 from spadnet.cli.usage import UsageError
+from spadnet.cli.validation import build_validation, mim_judge
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
@@ -42,28 +46,21 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         return 0
     settings = plain(config)
-    weights = objective_weights(settings)
-    tokenizer = None
-    if "tokens" in weights:
-        if settings["tokenizer"] is None:
-            raise UsageError(
-                "tokenizer=FOLDER is missing: the folder of a trained tokenizer; "
-                "objective=pixels and objective=disentangle need none"
-            )
-        tokenizer = find_tokenizer(str(settings["tokenizer"]))
-    if len(weights) > 1 and config.trainer.strategy == "fsdp":
+    if len(objective_weights(settings)) > 1 and config.trainer.strategy == "fsdp":
         raise UsageError("trainer.strategy=fsdp takes one objective")
-    task = build_task(settings, tokenizer)
-    in_chans = encoder_of(task).in_chans
-    if tokenizer is not None:
-        in_chans = common_channels(in_chans, tokenizer.in_chans, str(settings["tokenizer"]))
-    data = build_data(
-        settings,
-        in_chans=in_chans,
-        images=set(weights) != {"disentangle"},
-        labelled="disentangle" in weights,
-    )
-    result = train(task, data.module, config, argv=argv, verb=VERB)
+    tokenizer = needed_tokenizer(settings)
+    task, data = prepare(settings, tokenizer)
+    validate = None
+    if tokenizer is not None:  # other objectives have nothing to be judged by yet
+        encoder_chans = encoder_of(task.model).in_chans
+        validate = build_validation(
+            settings,
+            data,
+            run_dir(config),
+            in_chans=common_channels(encoder_chans, tokenizer.in_chans, settings["tokenizer"]),
+            judge=partial(mim_judge, settings, tokenizer=tokenizer),
+        )
+    result = train(task, data, config, argv=argv, verb=VERB, validate=validate)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code
@@ -73,23 +70,57 @@ def run(argv: Sequence[str]) -> int:
         task = build_task(settings, tokenizer)  # a whole model: this rank's holds a part
         task.load_state_dict(read_checkpoint(result.checkpoint)["state_dict"])
     facts = {**training_facts(result, config, data), **objective_facts(settings)}
-    name, folder, encoder = config.model.name, run_dir(config), encoder_of(task)
+    name, folder, encoder = config.model.name, run_dir(config), encoder_of(task.final_model)
     place = save_pretrained(
         encoder,
         folder / ("unet" if isinstance(encoder, SpadUNet) else "encoder"),
         name=name,
         training=facts,
     )
-    for model in task.modules():
+    for model in task.final_model.modules():
         if isinstance(model, MaskedImageModel):
             save_pretrained(model, folder / "mim", name=name, training=facts)
     logger.info("encoder written to %s", place)
     return 0
 
 
-def encoder_of(task: PretrainTask) -> SpadViT | SpadUNet:
-    """The encoder that all objectives of a task train."""
-    return next(m for m in task.model.modules() if isinstance(m, SpadViT | SpadUNet))
+def needed_tokenizer(settings: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer that a composed configuration names; None where no objective needs one."""
+    if "tokens" not in objective_weights(settings):
+        return None
+    if settings["tokenizer"] is None:
+        raise UsageError(
+            "tokenizer=FOLDER is missing: the folder of a trained tokenizer; "
+            "objective=pixels and objective=disentangle need none"
+        )
+    return find_tokenizer(str(settings["tokenizer"]))
+
+
+def prepare(settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> tuple[PretrainTask, Data]:
+    """Build the task and its data from a composed configuration."""
+    weights = objective_weights(settings)
+    task = build_task(settings, tokenizer)
+    in_chans = encoder_of(task.model).in_chans
+    if tokenizer is not None:
+        in_chans = common_channels(in_chans, tokenizer.in_chans, str(settings["tokenizer"]))
+    data = build_data(
+        settings,
+        in_chans=in_chans,
+        images=set(weights) != {"disentangle"},
+        labelled="disentangle" in weights,
+    )
+    return task, data
+
+
+def rebuild(settings: Mapping[str, Any]) -> Training:
+    """A training as its configuration says, to do a step of it again."""
+    task, data = prepare(settings, needed_tokenizer(settings))
+    return Training(task, data.module)
+
+
+def encoder_of(model: nn.Module) -> SpadViT | SpadUNet:
+    """The encoder that all objectives train."""
+    return next(m for m in model.modules() if isinstance(m, SpadViT | SpadUNet))
 
 
 def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +134,8 @@ def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
         facts["synthetic_share"] = share
     if "disentangle" in weights:
         facts["disentangle"] = "labelled synthetic images alone"
+    if set(weights) == {"disentangle"} and str(settings["model"]["name"]).startswith("spad_vit_"):
+        facts["feature of an image"] = "mean token; no objective asked for the class token"
     return facts
 
 

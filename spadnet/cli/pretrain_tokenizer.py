@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from spadnet.cli.configure import configure
-from spadnet.cli.data import build_data
+from spadnet.cli.data import Data, build_data
 from spadnet.cli.training import (
+    Training,
     build_model,
     call,
     optim_settings,
@@ -19,6 +21,7 @@ from spadnet.cli.training import (
     training_facts,
 )
 from spadnet.cli.usage import UsageError
+from spadnet.cli.validation import build_validation, tokenizer_judge
 from spadnet.losses.perceptual import build_perceptual
 from spadnet.losses.tokenizer import TokenizerLoss
 from spadnet.models.discriminator import SpadDiscriminator
@@ -38,23 +41,41 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         return 0
     settings = plain(config)
-    task = build_task(settings)
-    check_code_start(task, settings["data"])
-    data = build_data(settings, in_chans=task.tokenizer.in_chans)
-    result = train(task, data.module, config, argv=argv, verb=VERB)
+    task, data = prepare(settings)
+    validate = build_validation(
+        settings,
+        data,
+        run_dir(config),
+        in_chans=task.tokenizer.in_chans,
+        judge=partial(tokenizer_judge, settings),
+    )
+    result = train(task, data, config, argv=argv, verb=VERB, validate=validate)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
         return code
     if not is_first_rank():
         return 0
     folder = save_pretrained(
-        task.tokenizer,
+        task.final_model,
         run_dir(config) / "tokenizer",
         name=config.model.name,
         training=training_facts(result, config, data),
     )
     logger.info("tokenizer written to %s", folder)
     return 0
+
+
+def prepare(settings: Mapping[str, Any]) -> tuple[TokenizerTask, Data]:
+    """Build the task and its data from a composed configuration."""
+    task = build_task(settings)
+    check_code_start(task, settings["data"])
+    return task, build_data(settings, in_chans=task.tokenizer.in_chans)
+
+
+def rebuild(settings: Mapping[str, Any]) -> Training:
+    """A training as its configuration says, to do a step of it again."""
+    task, data = prepare(settings)
+    return Training(task, data.module)
 
 
 def build_task(settings: Mapping[str, Any]) -> TokenizerTask:

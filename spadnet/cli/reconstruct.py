@@ -37,6 +37,7 @@ from spadnet.data.journal import Fault
 from spadnet.evaluate.image_quality import image_quality
 from spadnet.inference.prepared import restore
 from spadnet.inference.reconstruct import reconstruct
+from spadnet.inference.trained_range import RangeWatch, TrainedRange
 from spadnet.inference.work_list import (
     frame_file,
     frame_keys,
@@ -80,6 +81,7 @@ class Work(NamedTuple):
 
     tokenizer: Tokenizer
     contract: InputContract
+    watch: RangeWatch
     options: dict[str, Any]
 
 
@@ -101,7 +103,8 @@ def run(argv: Sequence[str]) -> int:
     loaded = find_loaded(source, expect=Tokenizer)
     tokenizer = loaded.model.to(device)
     assert isinstance(tokenizer, Tokenizer)
-    work = Work(tokenizer, loaded.contract, options)
+    watch = RangeWatch(TrainedRange.of(loaded.config["training"]))
+    work = Work(tokenizer, loaded.contract, watch, options)
     settings = [model_digest(loaded.folder), list(window), options["overlap"]]
     signatures = [signature(item, settings) for item in items]
     known = _read_table(table)
@@ -226,6 +229,7 @@ def _one(work: Work, image: Image, file: Path) -> tuple[int, float, float]:
         overlap=options["overlap"],
         batch_size=options["batch_size"],
     )
+    work.watch.look_at(made.prepared.image)
     quality = image_quality(made.values, torch.from_numpy(made.prepared.image.array), made.degree)
     is_png = file.suffix.lower() in PICTURE_SUFFIXES
     if is_png and image.array.dtype not in (np.uint8, np.uint16):  # PNG has no other types

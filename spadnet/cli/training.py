@@ -1,4 +1,4 @@
-"""From a composed configuration to a training and back: what both pre-training verbs share."""
+"""From a composed configuration to a training and back: what all verbs that train share."""
 
 import inspect
 import logging
@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -18,17 +18,26 @@ from spadnet.data.labelled_steps import RankedSteps
 from spadnet.models.registry import create_model, model_names
 from spadnet.near_names import suggest
 from spadnet.train.datamodule import StepDataModule
-from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.launch import find_launch, is_first_rank
+from spadnet.train.loggers import SERVICES, check_services
+from spadnet.train.meters import Meters
 from spadnet.train.optim import OptimSettings
 from spadnet.train.precision import choose_precision
-from spadnet.train.pretrain_task import PretrainTask
 from spadnet.train.run import FitResult, fit
 from spadnet.train.run_folder import checkpoint_to_resume, record_run
+from spadnet.train.step_task import StepTask
 from spadnet.train.strategy import check_strategy
 from spadnet.train.tokenizer_task import TokenizerTask
+from spadnet.train.validation import Validate
 
 logger = logging.getLogger(__name__)
+
+
+class Training(NamedTuple):
+    """What is trained, and on what."""
+
+    task: StepTask
+    data: StepDataModule
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
@@ -93,37 +102,57 @@ def run_dir(config: DictConfig) -> Path:
 
 
 def train(
-    task: TokenizerTask | PretrainTask,
-    datamodule: StepDataModule,
+    task: StepTask,
+    data: Data,
     config: DictConfig,
     *,
     argv: Sequence[str],
     verb: str,
+    validate: Validate | None,
 ) -> FitResult:
     """Record the run and train.
 
     Args:
-        task: Task of either stage.
-        datamodule: Its batches.
+        task: Task of any stage.
+        data: Its batches.
         config: Composed configuration.
         argv: The verb's command line.
         verb: Its name.
+        validate: Looks at held-out images now and then.
     """
     folder = run_dir(config)
     # Refuse what cannot work before anything is written.
     checkpoint_to_resume(folder, config.resume)
     choose_precision(config.trainer.precision)
-    check_ranks(task, datamodule, config, argv=argv, verb=verb)
-    return record_and_fit(task, datamodule, config, argv=argv, verb=verb)
+    check_ranks(task, data.module, config, argv=argv, verb=verb)
+    looks = [] if validate is None else [validate]
+    meters = Meters(
+        folder,
+        sources=data.sources,
+        codebook_size=task.tokenizer.quantizer.codebook_size
+        if isinstance(task, TokenizerTask)
+        else None,
+        aside=looks,
+    )
+    return record_and_fit(
+        task,
+        data.module,
+        config,
+        argv=argv,
+        verb=verb,
+        identity=data.identity,
+        callbacks=[meters, *looks],
+    )
 
 
 def record_and_fit(
-    task: TokenizerTask | PretrainTask | FinetuneTask,
+    task: StepTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
     argv: Sequence[str],
     verb: str,
+    identity: Mapping[str, Any],
     callbacks: Sequence[Any] = (),
 ) -> FitResult:
     """Write down what is run, and run it, once all that a user can get wrong was checked.
@@ -134,15 +163,19 @@ def record_and_fit(
         config: Composed configuration.
         argv: The verb's command line.
         verb: Its name.
+        identity: What is trained on, for the run folder.
         callbacks: Lightning callbacks of the stage.
     """
     folder = run_dir(config)
+    services = [name for name in SERVICES if config.logger[name]]
+    check_services(services)
     launch = find_launch()
     if launch is None or launch.rank == 0:
         record_run(
             folder,
             config=OmegaConf.to_yaml(config, resolve=True),
             command=["spadnet", verb, *argv],
+            data=identity,
         )
     trainer, rules, log = config.trainer, config.callbacks, config.logger
     return fit(
@@ -154,12 +187,17 @@ def record_and_fit(
         strategy=trainer.strategy,
         rank_timeout=trainer.rank_timeout,
         threads=trainer.threads,
+        compile_backend=trainer.compile_backend if trainer.compile else None,
+        deterministic=trainer.deterministic,
+        skip_non_finite=trainer.skip_non_finite,
         resume=config.resume,
         save_every_steps=rules.save_every_steps,
         keep_last=rules.keep_last,
         log_every_steps=log.every_steps,
         tensorboard=log.tensorboard,
         csv_file=log.csv,
+        services=services,
+        project=log.project,
         show_progress=rules.show_progress,
         description=config.name,
         seed=config.seed,
@@ -168,7 +206,7 @@ def record_and_fit(
 
 
 def check_ranks(
-    task: TokenizerTask | PretrainTask,
+    task: StepTask,
     datamodule: StepDataModule,
     config: DictConfig,
     *,
@@ -178,7 +216,7 @@ def check_ranks(
     """Refuse ranks that cannot share a step, and say how to start those that are asked for.
 
     Args:
-        task: Task of either stage.
+        task: Task of any stage.
         datamodule: Its batches.
         config: Composed configuration.
         argv: The verb's command line.
@@ -198,6 +236,11 @@ def check_ranks(
         raise UsageError(
             "trainer.strategy=fsdp is for pretrain-mim; a tokenizer fits on one device"
         )
+    if config.trainer.strategy == "fsdp":
+        if config.trainer.compile:
+            raise UsageError("trainer.compile=true does not go with trainer.strategy=fsdp")
+        if config.trainer.precision == "16-mixed":
+            raise UsageError("trainer.precision=16-mixed does not go with trainer.strategy=fsdp")
     if launch is not None:
         assert isinstance(datamodule.dataset, RankedSteps)
         datamodule.dataset.for_rank(launch.rank, launch.world_size)

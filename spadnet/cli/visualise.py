@@ -35,6 +35,7 @@ from spadnet.inference.maps import (
     heat,
     overlay,
 )
+from spadnet.inference.trained_range import RangeWatch, TrainedRange
 from spadnet.inference.work_list import frame_keys, output_files, write_quarantine
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
@@ -56,15 +57,17 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"out={out} is a file; give a folder")
     device = choose_device(options)
     items = find_inputs(options)
-    encoder, coder = None, None
+    encoder, coder, watch = None, None, None
     if options["model"] is not None:
         loaded = find_loaded(str(options["model"]), expect=SpadViT)
         vit = loaded.model.to(device)
         assert isinstance(vit, SpadViT)
-        encoder = Encoder(vit, contract=loaded.contract, max_tokens=max_tokens)
+        trained = TrainedRange.of(loaded.config["training"])
+        encoder = Encoder(vit, contract=loaded.contract, max_tokens=max_tokens, trained=trained)
     if options["tokenizer"] is not None:
         coder = find_loaded(str(options["tokenizer"]), expect=Tokenizer)
         coder.model.to(device)
+        watch = RangeWatch(TrainedRange.of(coder.config["training"]))
     stems = output_files(_named(items), out, ending="")
     faults: list[Fault] = []
     num_images = 0
@@ -79,6 +82,8 @@ def run(argv: Sequence[str]) -> int:
             for name, image in zip(frame_keys(stem.name, len(frames)), frames, strict=True):
                 try:
                     maps = _maps(image, encoder, coder, max_tokens)
+                    if watch is not None:
+                        watch.look_at(maps["codes"][0].image)
                 except ImageError as error:
                     faults.append(Fault(image.source, str(error)))
                     continue

@@ -219,7 +219,16 @@ def load_store(
             image = StoredVolume(store / record.file, stored, in_chans=in_chans)
         except ValueError as error:
             raise ImageError(f"{record.key}: {error}") from error
-        volumes.append(Volume(image, stored.spacing, record.key, record.weight * weight))
+        volumes.append(
+            Volume(
+                image,
+                stored.spacing,
+                record.key,
+                record.weight * weight,
+                record.dataset,
+                record.modality or "",
+            )
+        )
     return volumes
 
 

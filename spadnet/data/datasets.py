@@ -14,6 +14,7 @@ from spadnet.data.augment import IntensityAugment, draw_intensity
 from spadnet.data.batch import Batch
 from spadnet.data.crop_plan import (
     CropAugment,
+    CropPlan,
     Size,
     crop_size,
     degree_chance,
@@ -40,12 +41,25 @@ class Volume(NamedTuple, Generic[Voxels]):
         spacing: In mm.
         key: Name for logs.
         weight: How often it is drawn, relative to others.
+        dataset: Data set it belongs to; may be empty.
+        modality: Kind of image, such as CT; may be empty.
     """
 
     image: Voxels
     spacing: Spacing
     key: str
     weight: float = 1.0
+    dataset: str = ""
+    modality: str = ""
+
+
+class _Share(NamedTuple):
+    """What one rank makes of a micro-batch: ``rows`` of ``count`` crops, ``depth`` tokens deep."""
+
+    rng: np.random.Generator
+    depth: int
+    count: int  # type: ignore[assignment]  # the field hides tuple.count, on purpose
+    rows: range
 
 
 class SyntheticSource(Protocol):
@@ -66,7 +80,12 @@ class SyntheticSource(Protocol):
 
 
 def to_volume(
-    image: Image, *, in_chans: int = 1, weight: float = 1.0, dtype: torch.dtype = torch.float16
+    image: Image,
+    *,
+    in_chans: int = 1,
+    weight: float = 1.0,
+    dtype: torch.dtype = torch.float16,
+    dataset: str = "",
 ) -> Volume[Tensor]:
     """Keep a prepared image for training.
 
@@ -75,10 +94,11 @@ def to_volume(
         in_chans: Channels of the models that will see it.
         weight: How often it is drawn, relative to others.
         dtype: float16, float32, or uint8 to save memory.
+        dataset: Data set it belongs to.
     """
     array = torch.from_numpy(np.ascontiguousarray(to_channels(image.array, in_chans)))
     stored = (array * 255).round().to(dtype) if dtype == torch.uint8 else array.to(dtype)
-    return Volume(stored, image.spacing, image.source, weight)
+    return Volume(stored, image.spacing, image.source, weight, dataset, image.modality or "")
 
 
 class StepDataset(Dataset[list[Batch]]):
@@ -177,16 +197,27 @@ class StepDataset(Dataset[list[Batch]]):
         return self.max_steps
 
     def __getitem__(self, step: int) -> list[Batch]:
+        degrees = self._degrees_of(step)
+        return [self._micro_batch(step, part, degree) for part, degree in enumerate(degrees)]
+
+    def plans(self, step: int) -> list[list[CropPlan | int]]:
+        """What the rows of a step's micro-batches show: crops of images, or seeds of synthesis."""
+        shares = [(d, self._share(step, p, d)) for p, d in enumerate(self._degrees_of(step))]
+        return [
+            [self._draw(step, part, row, degree, share.depth)[0] for row in share.rows]
+            for part, (degree, share) in enumerate(shares)
+        ]
+
+    def _degrees_of(self, step: int) -> tuple[int, ...]:
         if not 0 <= step < self.max_steps:
             raise IndexError(f"step {step} of {self.max_steps}")
-        degrees = degrees_of_step(
+        return degrees_of_step(
             self.seed,
             step,
             degrees=self.degrees,
             per_step=self.degrees_per_step,
             flat_share=self.flat_share,
         )
-        return [self._micro_batch(step, part, degree) for part, degree in enumerate(degrees)]
 
     def for_rank(self, rank: int, world_size: int) -> "StepDataset":
         """The same data for one of several processes."""
@@ -251,19 +282,23 @@ class StepDataset(Dataset[list[Batch]]):
             )
         return count
 
-    def _micro_batch(self, step: int, part: int, degree: int) -> Batch:
-        shared = step_rng(self.seed, step, part=part, sample=-1)
-        depth = self._draw_depth(shared, degree)
+    def _share(self, step: int, part: int, degree: int) -> "_Share":
+        """This rank's part of a micro-batch."""
+        rng = step_rng(self.seed, step, part=part, sample=-1)
+        depth = self._draw_depth(rng, degree)
         count = self._num_crops(degree, depth)
         share = count // self.world_size
-        rows = range(self.rank * share, (self.rank + 1) * share)
-        crops = [self._crop(step, part, row, degree=degree, depth=depth) for row in rows]
+        return _Share(rng, depth, count, range(self.rank * share, (self.rank + 1) * share))
+
+    def _micro_batch(self, step: int, part: int, degree: int) -> Batch:
+        work = self._share(step, part, degree)
+        crops = [self._crop(step, part, row, degree=degree, depth=work.depth) for row in work.rows]
         image = torch.stack([crop for crop, _, _ in crops])
         intensity = None
         if self.intensity_augment is not None:
-            generator = torch.Generator().manual_seed(int(shared.integers(1 << 63)))
-            draw = draw_intensity(count, generator=generator, augment=self.intensity_augment)
-            intensity = draw.rows(rows.start, rows.stop)
+            generator = torch.Generator().manual_seed(int(work.rng.integers(1 << 63)))
+            draw = draw_intensity(work.count, generator=generator, augment=self.intensity_augment)
+            intensity = draw.rows(work.rows.start, work.rows.stop)
         spacing = torch.tensor([spacing for _, spacing, _ in crops], dtype=torch.float32)
         return Batch(image, degree, spacing, [key for _, _, key in crops], intensity)
 
@@ -277,13 +312,14 @@ class StepDataset(Dataset[list[Batch]]):
         chances = self._chances(depths > 0)
         return int(depths[int(rng.choice(len(depths), p=chances))])
 
-    def _crop(
-        self, step: int, part: int, row: int, *, degree: int, depth: int
-    ) -> tuple[Tensor, Spacing, str]:
+    def _draw(
+        self, step: int, part: int, row: int, degree: int, depth: int
+    ) -> tuple[CropPlan | int, np.random.Generator]:
+        """A crop, or the seed of a synthetic image; and the row's random numbers from there on."""
         rng = step_rng(self.seed, step, part=part, sample=row)
         can = self._depths[degree] >= depth
         if not can.any() or rng.random() < self.synthetic_share:
-            return self._synthesized(int(rng.integers(1 << 62)), degree=degree, depth=depth)
+            return int(rng.integers(1 << 62)), rng
         chances, fractional = self._chances(can), self.crop_augment.fractional_degree
         for _ in range(_TRIES):
             index = int(rng.choice(len(can), p=chances))
@@ -300,11 +336,20 @@ class StepDataset(Dataset[list[Batch]]):
             chance = degree_chance(plan.spacing, degree, fractional=fractional)
             if not fractional or rng.random() < chance:
                 break
-        crop = extract(volume.image, plan, padding=self.padding)
+        return plan, rng
+
+    def _crop(
+        self, step: int, part: int, row: int, *, degree: int, depth: int
+    ) -> tuple[Tensor, Spacing, str]:
+        drawn, rng = self._draw(step, part, row, degree, depth)
+        if isinstance(drawn, int):
+            return self._synthesized(drawn, degree=degree, depth=depth)
+        volume = self.volumes[drawn.image]
+        crop = extract(volume.image, drawn, padding=self.padding)
         if self.mix_up > 0 and rng.random() < self.mix_up:
             other, _, _ = self._synthesized(int(rng.integers(1 << 62)), degree=degree, depth=depth)
             crop = torch.lerp(other, crop, float(rng.random()))
-        return crop, plan.spacing, volume.key
+        return crop, drawn.spacing, volume.key
 
     def _synthesized(self, seed: int, *, degree: int, depth: int) -> tuple[Tensor, Spacing, str]:
         assert self.synthetic is not None

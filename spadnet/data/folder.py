@@ -73,7 +73,13 @@ def load_folder(
                 prepared = prepare(frame)
                 try:
                     volumes.append(
-                        to_volume(prepared, in_chans=in_chans, weight=weight, dtype=dtype)
+                        to_volume(
+                            prepared,
+                            in_chans=in_chans,
+                            weight=weight,
+                            dtype=dtype,
+                            dataset=file_name(Path(folder).resolve().name),
+                        )
                     )
                 except ValueError as error:
                     raise ImageError(f"{frame.source}: {error}") from error

@@ -142,6 +142,11 @@ def cut_window(image: Tensor, start: Grid, size: Grid, degree: int, *, stride: i
     return image
 
 
+def repeat_grey(image: Tensor, channels: int) -> Tensor:
+    """A grey image [B, 1, D, H, W] with the channels that a network takes; others as they are."""
+    return image.expand(-1, channels, -1, -1, -1) if image.shape[1] == 1 else image
+
+
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module gets its own mode back afterwards."""

@@ -20,6 +20,7 @@ from spadnet.evaluate.held_out import (
     by_degree,
     cut_window,
     evaluating,
+    repeat_grey,
     token_grid,
     window_size,
     window_starts,
@@ -105,7 +106,8 @@ def mim_figures(
             batches = []
             for batch in _windows(held_out, window, stride=tokenizer.stride):
                 batch = batch.to(model.mask_token.device)
-                target = tokenizer.token_logits(batch, held_out.degree)
+                colour = repeat_grey(batch, tokenizer.in_chans)
+                target = tokenizer.token_logits(colour, held_out.degree)
                 batches += [
                     _masked_sums(model, batch, target, held_out.degree, mask_ratio, generator)
                     for _ in range(num_masks)
@@ -157,7 +159,8 @@ def _masked_sums(
     visible = random_visible_index(
         len(batch), target.shape[1], mask_ratio=mask_ratio, generator=generator
     )
-    output = model(batch, visible.to(batch.device), target, degree)
+    image = repeat_grey(batch, model.vit.in_chans)
+    output = model(image, visible.to(batch.device), target, degree)
     num = output.target[..., 0].numel()
     loss = soft_cross_entropy(output.logits, output.target, from_logits=True)
     probs = output.target.flatten(0, -2).double().softmax(-1)

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spadnet.evaluate.charts import Curve, draw_code_use, draw_curve
-from spadnet.evaluate.panels import Panel
-from spadnet.spacing import Spacing
+from spadnet.evaluate.panels import Panel, describe
 
 
 class FigureRow(NamedTuple):
@@ -62,13 +61,27 @@ def render_page(page: Page) -> str:
         _commands(page.commands),
         _facts(page.facts),
     ]
+    return document(f"spadnet demo: {page.headline}", sections)
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """A whole page out of parts that are HTML already; empty ones are left out."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>spadnet demo: {escape(page.headline)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{chr(10).join(filter(None, sections))}\n</main>\n</body>\n</html>\n"
     )
+
+
+def chart_grid(charts: Sequence[tuple[str, str]]) -> str:
+    """Charts by title, each an ``<svg>`` element, side by side where there is room."""
+    drawn = "".join(
+        f"<figure class=chart><figcaption>{escape(title)}</figcaption>{svg}</figure>"
+        for title, svg in charts
+    )
+    return f"<div class=charts>{drawn}</div>"
 
 
 def _verdict(missed: Sequence[str]) -> str:
@@ -140,15 +153,8 @@ def _panel(panel: Panel) -> str:
 def caption(panels: Sequence[Panel]) -> str:
     """Name, modality, spacing in mm, degree and planes of the pictures of one image."""
     first = panels[0]
-    z, y, x = (f"{size:.3g}" for size in first.spacing)
-    spacing = f"pixels of {y} x {x} mm"
-    if first.spacing == Spacing.planar():  # what an image gets that says nothing
-        spacing = "no pixel size known"
-    elif not first.spacing.is_planar:
-        spacing = f"{z} x {y} x {x} mm (z, y, x)"
     planes = " and ".join(panel.plane for panel in panels)
-    parts = [first.name, first.modality, planes, spacing, f"degree {first.degree}"]
-    return ", ".join(filter(None, parts))
+    return describe(first.name, first.modality, first.spacing, first.degree, planes=planes)
 
 
 def png(array: np.ndarray) -> str:
@@ -163,13 +169,9 @@ def png(array: np.ndarray) -> str:
 def _charts(curves: Sequence[Curve], histogram: Sequence[float] | np.ndarray) -> str:
     charts = [(curve.title, draw_curve(curve)) for curve in curves]
     charts.append(("Use of the codes on held-out images", draw_code_use(histogram)))
-    drawn = "".join(
-        f"<figure class=chart><figcaption>{escape(title)}</figcaption>{svg}</figure>"
-        for title, svg in charts
-    )
     return f"""<section>
 <h2>Training</h2>
-<div class=charts>{drawn}</div>
+{chart_grid(charts)}
 <p class=note>Thin lines: every value logged; thick lines: their running mean.</p>
 </section>"""
 
@@ -288,6 +290,13 @@ dd { margin: .2rem 0 0; }
 code { display: inline-block; max-width: 100%; overflow-x: auto; background: var(--tint);
   padding: .3rem .6rem; border-radius: 4px;
   font: .88rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+pre { overflow-x: auto; background: var(--tint); padding: .7rem .9rem; border-radius: 4px;
+  font: .82rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+summary { cursor: pointer; color: var(--soft); }
+.number { text-align: right; white-space: nowrap; }
+.sheets { display: flex; flex-wrap: wrap; gap: 1.4rem 2rem; align-items: flex-start; }
+.sheet { margin: 0; max-width: 100%; }
+.sheet img { display: block; max-width: 100%; height: auto; border-radius: 3px; }
 footer { border-top: 1px solid var(--line); margin-top: 2.6rem; padding-top: .6rem; }
 @media (max-width: 40rem) {
   main { padding-top: 1.5rem; }

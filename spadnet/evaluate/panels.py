@@ -16,6 +16,7 @@ from spadnet.evaluate.held_out import (
     Window,
     cut_window,
     evaluating,
+    repeat_grey,
     token_grid,
     window_size,
     window_starts,
@@ -26,6 +27,7 @@ from spadnet.models.tokenizer import Tokenizer
 from spadnet.spacing import Spacing, required_multiple
 
 MASK_GREY = 0.5
+PLANES = ("axial slice", "coronal slice", "sagittal slice")
 _CORONAL_SLICES, _CORONAL_ASPECT = 8, 0.3  # a coronal plane below is a stripe that shows nothing
 _WINDOWS_AT_ONCE = 16
 
@@ -104,7 +106,7 @@ def panels(
                     spacing,
                     held_out.degree,
                     plane,
-                    *(_picture(view, plane, spacing) for view in views),
+                    *(cut_plane(view, plane, spacing) for view in views),
                 )
             )
     return made
@@ -139,7 +141,7 @@ def masked_views(
     hidden = torch.ones(num_tokens, dtype=torch.bool)
     hidden = hidden.index_fill(0, visible[0], False).view(grid).to(image.device)
     with evaluating(model, tokenizer):
-        reconstruction, tokens = tokenizer(image, degree)
+        reconstruction, tokens = tokenizer(repeat_grey(image, tokenizer.in_chans), degree)
         predicted = _predict(model, image, tokens.logits[0], hidden, window, degree, stride)
         own = tokens.logits.softmax(-1)
         if isinstance(tokenizer.quantizer, NearestQuantizer):
@@ -181,7 +183,8 @@ def _predict(
             starts = [(z.start, y.start, x.start) for z, y, x in some]
             cuts = [cut_window(image, at, size, degree, stride=stride) for at in starts]
             target = torch.stack([logits[place].flatten(0, 2) for place in some])
-            output = model(torch.cat(cuts), visible, target, degree)
+            seen = repeat_grey(torch.cat(cuts), model.vit.in_chans)
+            output = model(seen, visible, target, degree)
             at = output.masked_index.unsqueeze(-1).expand_as(output.logits)
             part = torch.zeros_like(target).scatter(1, at, output.logits.softmax(-1).to(target))
             for place, mask, probs in zip(some, is_hidden, part, strict=True):
@@ -190,14 +193,27 @@ def _predict(
     return total / times.clamp_min(1)
 
 
-def _picture(view: Tensor, plane: str, spacing: Spacing) -> np.ndarray:
-    """Cut a plane out of a view [1, C, D, H, W] and give it square pixels."""
+def cut_plane(view: Tensor, plane: str, spacing: Spacing) -> np.ndarray:
+    """Cut the middle of a view along a plane, and give it square pixels.
+
+    Args:
+        view: [1, C, D, H, W] in [0, 1].
+        plane: One of ``PLANES``; anything else is the axial one.
+        spacing: In mm.
+
+    Returns:
+        Picture, uint8, [H, W], or [H, W, 3] where there are three channels.
+    """
     volume = view[0].float().cpu().clamp(0, 1)
+    _, depth, rows, columns = volume.shape
     if plane == "coronal slice":
-        cut = volume[:, :, volume.shape[2] // 2].flip(1)  # z points to the head: up
+        cut = volume[:, :, rows // 2].flip(1)  # z points to the head: up
         height, width = spacing.z, spacing.x
+    elif plane == "sagittal slice":
+        cut = volume[:, :, :, columns // 2].flip(1)
+        height, width = spacing.z, spacing.y
     else:
-        cut = volume[:, volume.shape[1] // 2]
+        cut = volume[:, depth // 2]
         height, width = spacing.y, spacing.x
     pixel = min(height, width)
     size = [round(cut.shape[1] * height / pixel), round(cut.shape[2] * width / pixel)]
@@ -205,3 +221,14 @@ def _picture(view: Tensor, plane: str, spacing: Spacing) -> np.ndarray:
     cut = F.interpolate(cut[None], size=size, mode="nearest-exact")[0]
     grey = (cut * 255).round().to(torch.uint8).movedim(0, -1).numpy()
     return grey if grey.shape[-1] == 3 else grey[..., 0]
+
+
+def describe(name: str, modality: str, spacing: Spacing, degree: int, *, planes: str = "") -> str:
+    """Name, modality, planes, spacing in mm and degree of an image as a caption."""
+    z, y, x = (f"{size:.3g}" for size in spacing)
+    size = f"pixels of {y} x {x} mm"
+    if spacing == Spacing.planar():  # what an image gets that says nothing
+        size = "no pixel size known"
+    elif not spacing.is_planar:
+        size = f"{z} x {y} x {x} mm (z, y, x)"
+    return ", ".join(filter(None, (name, modality, planes, size, f"degree {degree}")))

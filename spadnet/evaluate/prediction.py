@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from spadnet.data.image import Image
 from spadnet.data.paste import paste_back
-from spadnet.data.task_images import Preparation, prepare_view
+from spadnet.data.task_images import Preparation, View, prepare_view
 from spadnet.evaluate.segmentation_scores import WindowRule, segment_view
+from spadnet.inference.trained_range import RangeWatch, TrainedRange
 from spadnet.losses.targets import OutputKind, to_prediction
 
 
@@ -26,6 +27,7 @@ class Predictor(NamedTuple):
         flips: Axes (0 z, 1 y, 2 x) that are mirrored, one at a time, and averaged.
         mean: Of the values in training.
         std: Of the values in training.
+        watch: Warns of the first image that lies beyond the training.
     """
 
     model: nn.Module
@@ -36,11 +38,12 @@ class Predictor(NamedTuple):
     flips: tuple[int, ...]
     mean: Tensor | None
     std: Tensor | None
+    watch: RangeWatch
 
 
 def build_predictor(
     model: nn.Module,
-    task: Mapping[str, Any],
+    training: Mapping[str, Any],
     *,
     stride: int,
     flips: Sequence[int] | None = None,
@@ -50,7 +53,7 @@ def build_predictor(
 
     Args:
         model: A classifier or segmentor.
-        task: What fine-tuning wrote under ``training.task``.
+        training: What fine-tuning wrote under ``training``.
         stride: In-plane stride of the model.
         flips: Axes to mirror; None for those of the training.
         overlap: Share of a window that its neighbour covers too; None for that of the training.
@@ -59,6 +62,7 @@ def build_predictor(
         ValueError: If something is missing or of another kind.
     """
     try:
+        task = training["task"]
         axes = tuple(int(axis) for axis in (task["flips"] if flips is None else flips))
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -82,6 +86,7 @@ def build_predictor(
             axes,
             mean,
             std,
+            RangeWatch(TrainedRange.of(training)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"what it tells of its task is damaged: {error}") from error
@@ -99,7 +104,7 @@ def predict_mask(predictor: Predictor, image: Image) -> np.ndarray:
         ImageError: If the image cannot be used.
     """
     assert predictor.window is not None
-    view = prepare_view(image, predictor.rule)
+    view = _view(predictor, image)
     volume = torch.from_numpy(view.image.array)
     mask = segment_view(predictor.model, volume, view.degree, predictor.window)
     return paste_back(mask.numpy(), view.image, interpolation="nearest")
@@ -116,7 +121,7 @@ def predict_target(predictor: Predictor, image: Image) -> list[float]:
     Raises:
         ImageError: If the image cannot be used.
     """
-    view = prepare_view(image, predictor.rule)
+    view = _view(predictor, image)
     model = predictor.model
     weight = next(model.parameters())
     channels = int(cast(Any, getattr(model, "vit", model)).in_chans)
@@ -128,3 +133,9 @@ def predict_target(predictor: Predictor, image: Image) -> list[float]:
         for one in views
     ]
     return [float(value) for value in torch.cat(outputs).mean(0)]
+
+
+def _view(predictor: Predictor, image: Image) -> View:
+    view = prepare_view(image, predictor.rule)
+    predictor.watch.look_at(view.image, view.degree)
+    return view

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spadnet.evaluate.held_out import HeldOut, block_means, by_degree, evaluating
+from spadnet.losses.perceptual import Perceptual
 from spadnet.models.tokenizer import Tokenizer
 
 _SMALLEST_MSE = 1e-10  # 100 dB: keeps the figures of a perfect copy finite
@@ -22,12 +23,14 @@ class ReconstructionFigures(NamedTuple):
         psnr_blocks: Of the block means, in dB.
         ssim: Structural similarity of the reconstruction.
         ssim_blocks: Structural similarity of the block means.
+        lpips: Perceptual distance of the reconstruction; None where it was not asked for.
     """
 
     psnr: float
     psnr_blocks: float
     ssim: float
     ssim_blocks: float
+    lpips: float | None = None
 
     @property
     def psnr_gain(self) -> float:
@@ -83,12 +86,15 @@ class TokenizerFigures(NamedTuple):
     codes_by_degree: dict[int, CodeFigures]
 
 
-def tokenizer_figures(tokenizer: Tokenizer, images: Sequence[HeldOut]) -> TokenizerFigures:
+def tokenizer_figures(
+    tokenizer: Tokenizer, images: Sequence[HeldOut], *, perceptual: Perceptual | None = None
+) -> TokenizerFigures:
     """Reconstruct whole images and count the codes they use.
 
     Args:
         tokenizer: Trained tokenizer; its mode is left as it was.
         images: Images held out of training.
+        perceptual: A perceptual distance to measure as well, on the tokenizer's device.
     """
     device = next(tokenizer.parameters()).device
     qualities: list[ReconstructionFigures] = []
@@ -105,6 +111,9 @@ def tokenizer_figures(tokenizer: Tokenizer, images: Sequence[HeldOut]) -> Tokeni
                     psnr_blocks=psnr(means, image),
                     ssim=ssim(reconstruction, image, held_out.degree),
                     ssim_blocks=ssim(means, image, held_out.degree),
+                    lpips=None
+                    if perceptual is None
+                    else float(perceptual(reconstruction, image, degree=held_out.degree)),
                 )
             )
             counts.append(_CodeSums.of(tokens.logits))

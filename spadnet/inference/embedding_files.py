@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from spadnet.data.atomic import write_atomic
 from spadnet.inference.encoder import Embedding
+from spadnet.inference.optional_packages import MissingPackageError, optional_package
 
 Format = Literal["npz", "safetensors", "parquet"]
 FORMATS: tuple[Format, ...] = ("npz", "safetensors", "parquet")
@@ -157,21 +158,11 @@ def _columns(file: Path) -> dict[str, Any]:
         return dict(content)
 
 
-class MissingPackageError(ValueError):
-    """An optional package is not there. The message names the extra that brings it."""
-
-
 def pyarrow() -> ModuleType:
     """The package pyarrow with its module for Parquet.
 
     Raises:
         MissingPackageError: If it is not installed.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingPackageError(
-            "parquet needs the package pyarrow: pip install 'spadnet[parquet]'"
-        ) from error
-    return pyarrow
+    optional_package("pyarrow.parquet", extra="parquet", used_for="parquet")
+    return optional_package("pyarrow", extra="parquet", used_for="parquet")

@@ -1,6 +1,5 @@
 """The encoder as users meet it: an image file goes in, features come out."""
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, product
@@ -9,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spadnet.data.image import Vector, orient, plain_grid
 from spadnet.data.inputs import Item
 from spadnet.data.io import Image, ImageError, read_image
 from spadnet.inference.prepared import prepare_for
-from spadnet.inference.trained_range import TrainedRange
+from spadnet.inference.sliding_window import pad_to_multiple
+from spadnet.inference.trained_range import RangeWatch, TrainedRange
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import Spacing, required_multiple
 from spadnet.weights.contract import InputContract, contract_of
@@ -30,8 +29,6 @@ _WAITING_BATCHES = 8  # how many batches' worth of images may wait
 
 Source = str | Path | Item | Image | np.ndarray | Tensor
 """What an encoder takes: a file or DICOM folder, one listed in a table, an image, an array."""
-
-logger = logging.getLogger(__name__)
 
 
 class Embedding(NamedTuple):
@@ -53,6 +50,12 @@ class Embedding(NamedTuple):
     degree: int
     patch: tuple[int, int, int]
     origin: Vector
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Number of tokens along z, y, x."""
+        z, y, x = self.tokens.shape[:3]
+        return z, y, x
 
 
 class _View(NamedTuple):
@@ -99,8 +102,7 @@ class Encoder:
         self.model = model.eval()
         self.contract = contract_of(model) if contract is None else contract
         self.max_tokens = max_tokens
-        self.trained = TrainedRange() if trained is None else trained
-        self._has_warned = False
+        self.watch = RangeWatch(TrainedRange() if trained is None else trained)
 
     def __call__(self, image: Source, *, spacing: Sequence[float] | None = None) -> Embedding:
         """Encode one image.
@@ -189,12 +191,10 @@ class Encoder:
 
     def _view(self, image: Source, spacing: Sequence[float] | None = None) -> _View:
         prepared = self.prepare(self._open(image, spacing))
-        if not self._has_warned and (reason := self.trained.missed_by(prepared.spacing)):
-            self._has_warned = True
-            logger.warning("%s: %s; features may be poor (said once)", prepared.source, reason)
+        self.watch.look_at(prepared)
         degree = prepared.spacing.degree(self.contract.max_degree)
         patch = required_multiple(degree, stride=self.contract.stride)
-        volume = _pad(torch.from_numpy(prepared.array), patch)
+        volume = pad_to_multiple(torch.from_numpy(prepared.array), patch)
         return _View(volume, prepared.spacing, degree, patch, prepared.origin)
 
     def prepare(self, image: Image) -> Image:
@@ -313,10 +313,3 @@ def windows(grid: Sequence[int], max_tokens: int) -> list[tuple[slice, slice, sl
     edges = [[n * i // p for i in range(p + 1)] for n, p in zip(grid, parts, strict=True)]
     axes = [[slice(a, b) for a, b in pairwise(e)] for e in edges]
     return list(product(*axes))
-
-
-def _pad(volume: Tensor, multiple: Sequence[int]) -> Tensor:
-    """Repeat the last slice, row and column of [C, D, H, W] until sizes are multiples."""
-    missing = [-n % step for n, step in zip(volume.shape[1:], multiple, strict=True)]
-    ends = (0, missing[2], 0, missing[1], 0, missing[0])
-    return F.pad(volume[None], ends, mode="replicate")[0]

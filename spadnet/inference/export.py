@@ -5,7 +5,7 @@ and sizes. The file is run on images of several sizes and compared with the mode
 takes its place.
 """
 
-import importlib
+import copy
 import json
 import logging
 import os
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from spadnet.inference.optional_packages import optional_package
 from spadnet.inference.specialise import specialise
 from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.conv_net import SpadConvNet
@@ -107,10 +108,6 @@ Exportable = (
 )
 
 
-class MissingPackageError(ValueError):
-    """An optional package is not there. The message names the extra that brings it."""
-
-
 def export_model(
     model: Exportable,
     file: Path,
@@ -122,7 +119,7 @@ def export_model(
     """Write a model for one degree and check that the file computes the same.
 
     Args:
-        model: Encoder, tokenizer or fine-tuned model, on the CPU.
+        model: Encoder, tokenizer or fine-tuned model, on the CPU; it is left as it is.
         file: Where to.
         degree: Degree of anisotropy of the images.
         format: ``"onnx"``, or ``"torch_export"`` for what ``torch.export.load`` reads; its checks
@@ -144,7 +141,7 @@ def export_model(
     if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _optional(package)
-    model = model.float().eval()
+    model = copy.deepcopy(model).float().eval()
     wrapped = _wrap(specialise(model, degree, channels_last=False).model, degree)
     contract = contract_of(model)
     patch = required_multiple(degree, stride=contract.stride)
@@ -289,12 +286,7 @@ def _check(
 
 
 def _optional(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingPackageError(
-            f"ONNX needs the package {package}: pip install 'spadnet[onnx]'"
-        ) from error
+    return optional_package(package, extra="onnx", used_for="ONNX")
 
 
 @contextmanager

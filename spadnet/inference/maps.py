@@ -2,7 +2,7 @@
 
 import colorsys
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from spadnet.data.image import Image
 from spadnet.data.paste import paste_back
 from spadnet.inference.encoder import MAX_TOKENS, Encoder, windows
 from spadnet.inference.prepared import prepare_for
-from spadnet.inference.sliding_window import pad_to
+from spadnet.inference.sliding_window import pad_to_multiple
 from spadnet.layers.attention import RotaryAttention
 from spadnet.layers.block import Block
 from spadnet.layers.rope import rotate
@@ -76,6 +76,7 @@ def encoder_maps(encoder: Encoder, image: Image) -> EncoderMaps:
     """Look at an image as an encoder does; a large one is seen window by window."""
     model = encoder.model
     grid, patch, degree, prepared, cuts = _cut(encoder.contract, image, encoder.max_tokens)
+    encoder.watch.look_at(prepared)
     tokens = torch.empty(*grid, model.embed_dim)
     attention = torch.empty(grid)
     for window, part in cuts(model.patch_embed.proj.weight):
@@ -238,9 +239,8 @@ def _cut(
     prepared = prepare_for(contract, image).image
     degree = prepared.spacing.degree(contract.max_degree)
     patch = required_multiple(degree, stride=contract.stride)
-    z, y, x = (-(-n // step) for n, step in zip(prepared.array.shape[1:], patch, strict=True))
-    size: Sequence[int] = (z * patch[0], y * patch[1], x * patch[2])
-    volume = pad_to(torch.from_numpy(prepared.array), size)
+    volume = pad_to_multiple(torch.from_numpy(prepared.array), patch)
+    z, y, x = (n // step for n, step in zip(volume.shape[1:], patch, strict=True))
 
     def cuts(like: Tensor) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
         for window in windows((z, y, x), max_tokens):

@@ -1,7 +1,8 @@
 """A trained model for one spacing as a MONAI bundle: a folder that MONAI's tools read.
 
 The network of the bundle gives one tensor: a tokenizer its reconstruction, an encoder its tokens as
-a feature map. Its configuration names the degree; its weights are the model's, whatever the degree.
+a feature map, a model with a classifier or a segmentor its logits. Its configuration names the
+degree; its weights are the model's, whatever the degree.
 """
 
 import importlib.metadata
@@ -9,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from spadnet.inference.specialise import specialise
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
+from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import required_multiple
-from spadnet.weights.hub import Loaded
+from spadnet.weights.contract import InputContract, Model
+from spadnet.weights.hub import Loaded, build_from_arguments
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
 )
-_CLASSES: dict[str, type[SpadViT] | type[Tokenizer]] = {
-    "SpadViT": SpadViT,
-    "Tokenizer": Tokenizer,
-}
 
 
 class BundleNetwork(nn.Module):
-    """A model for one degree that gives one tensor of features or intensities.
+    """A model for one degree that gives one tensor of features, intensities or logits.
 
     The state is that of the model itself, so that a bundle's ``model.pt`` fits any degree.
     """
@@ -42,50 +43,51 @@ class BundleNetwork(nn.Module):
         """Build the network with random weights.
 
         Args:
-            model: ``"SpadViT"`` or ``"Tokenizer"``.
+            model: Name of its class, such as ``"SpadViT"`` or ``"Tokenizer"``.
             arguments: Of the model.
             degree: Degree of anisotropy of the images.
         """
         super().__init__()
-        if model not in _CLASSES:
-            raise ValueError(f"model must be one of {', '.join(_CLASSES)}, got {model!r}")
-        self.model = _CLASSES[model](**dict(arguments))
+        self.model = build_from_arguments(model, arguments, where="MONAI bundle", device="cpu")
         self.degree = degree
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map [B, C_in, D, H, W] to a reconstruction of that size, or to tokens [B, C, d, h, w]."""
-        if isinstance(self.model, Tokenizer):
-            reconstruction, _ = self.model(image, self.degree)
-            assert isinstance(reconstruction, Tensor)
-            return reconstruction
-        maps = self.model.forward_intermediates(
-            image, self.degree, indices=1, norm=not self.model.norm_after_pool,
-            intermediates_only=True,
-        )  # fmt: skip
-        assert isinstance(maps[0], Tensor)
-        return maps[0]
+        """Map [B, C_in, D, H, W] to a reconstruction or logits of that size, tokens or logits.
+
+        Tokens are [B, C, d, h, w], logits of a classifier [B, K].
+        """
+        model = self.model
+        output: object
+        if isinstance(model, SpadViT) and not model.num_classes:
+            output = model.forward_intermediates(
+                image, self.degree, indices=1, norm=not model.norm_after_pool,
+                intermediates_only=True,
+            )  # fmt: skip
+        else:
+            output = model(image, self.degree)
+        first = output[0] if isinstance(output, list | tuple) else output
+        assert isinstance(first, Tensor)
+        return first
 
 
 def export_bundle(loaded: Loaded, folder: Path, *, degree: int) -> None:
     """Write a checkpoint as a MONAI bundle.
 
     Args:
-        loaded: Encoder or tokenizer with what is known of it.
+        loaded: Encoder, tokenizer or fine-tuned model with what is known of it.
         folder: Where to; must not exist.
         degree: Degree of anisotropy of the images.
 
     Raises:
-        ValueError: If the folder is there already, the model is of another kind, or there is no
-            such degree.
+        ValueError: If the folder is there already, the model is a masked image model, or there is
+            no such degree.
         OSError: If it cannot be written.
     """
     model, config = loaded.model, loaded.config
     if folder.exists():
         raise ValueError(f"{folder}: exists already; choose another name for the bundle")
-    if not isinstance(model, SpadViT | Tokenizer):
-        raise ValueError(
-            f"{loaded.folder}: holds a {type(model).__name__}, no encoder or tokenizer"
-        )
+    if isinstance(model, MaskedImageModel):
+        raise ValueError(f"{loaded.folder}: holds a MaskedImageModel; export its encoder")
     specialise(model, degree)  # refuses what does not work
     name = type(model).__name__
     network = BundleNetwork(name, model.config(), degree)
@@ -95,7 +97,7 @@ def export_bundle(loaded: Loaded, folder: Path, *, degree: int) -> None:
     try:
         for inner in ("configs", "models", "docs"):
             (staging / inner).mkdir()
-        metadata = _metadata(model, config, loaded.contract._asdict(), degree)
+        metadata = _metadata(model, config, loaded.contract, degree)
         definition = {
             "_target_": "spadnet.inference.monai_bundle.BundleNetwork",
             "model": name,
@@ -129,17 +131,25 @@ def export_bundle(loaded: Loaded, folder: Path, *, degree: int) -> None:
 
 
 def _metadata(
-    model: SpadViT | Tokenizer, config: Mapping[str, Any], contract: dict[str, Any], degree: int
+    model: Model, config: Mapping[str, Any], contract: InputContract, degree: int
 ) -> dict[str, Any]:
     """What MONAI's specification wants to know, and the contract."""
-    is_tokenizer = isinstance(model, Tokenizer)
-    patch = required_multiple(degree, stride=contract["stride"])
+    patch = required_multiple(degree, stride=contract.stride)
     spatial = [f"{step}*n" if step > 1 else "n" for step in patch]
-    channels = model.in_chans if isinstance(model, Tokenizer) else model.embed_dim
     data = config["training"].get("data", [])
-    name = config["model"]["name"] or type(model).__name__
-    colour = model.in_chans == 3
-    common = {"dtype": "float32", "is_patch_data": False}
+    colour = contract.channels == 3
+    names = [f"image {i}" for i in range(contract.channels)]
+    image = {
+        "type": "image",
+        "format": "rgb" if colour else "magnitude",
+        "num_channels": contract.channels,
+        "spatial_shape": spatial,
+        "value_range": [0, 1],
+        "channel_def": _by_number(["red", "green", "blue"] if colour else names),
+        "dtype": "float32",
+        "is_patch_data": False,
+    }
+    task, output = _output(model, image, _classes(model, config))
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -148,43 +158,52 @@ def _metadata(
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": importlib.metadata.version("numpy"),
         "required_packages_version": {"spadnet": config["versions"]["spadnet"]},
-        "name": name,
-        "task": "Reconstruction of images through tokens" if is_tokenizer else "Image features",
+        "name": config["model"]["name"] or type(model).__name__,
+        "task": task,
         "description": f"spadnet {type(model).__name__} for degree of anisotropy {degree}",
         "authors": "the authors of the checkpoint",
         "copyright": f"licence {config['licence']}",
         "data_source": ", ".join(map(str, data)) or "not recorded",
         "intended_use": "Research. Not a medical device: not for diagnosis or treatment.",
-        "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "rgb" if colour else "magnitude",
-                    "num_channels": model.in_chans,
-                    "spatial_shape": spatial,
-                    "value_range": [0, 1],
-                    "channel_def": {
-                        str(i): c
-                        for i, c in enumerate(
-                            ("red", "green", "blue")
-                            if colour
-                            else [f"image {i}" for i in range(model.in_chans)]
-                        )
-                    },
-                    **common,
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image" if is_tokenizer else "feature",
-                    "format": "magnitude" if is_tokenizer else "features",
-                    "num_channels": channels,
-                    "spatial_shape": spatial if is_tokenizer else ["n", "n", "n"],
-                    "value_range": [0, 1] if is_tokenizer else [],
-                    "channel_def": {"0": "image" if is_tokenizer else "feature"},
-                    **common,
-                }
-            },
-        },
-        "spadnet": {"contract": contract, "degree": degree},
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": output}},
+        "spadnet": {"contract": contract._asdict(), "degree": degree},
     }
+
+
+def _output(
+    model: Model, image: Mapping[str, Any], classes: list[str]
+) -> tuple[str, dict[str, Any]]:
+    """What the network does, and what it gives for an image as described."""
+    if isinstance(model, Tokenizer):
+        return "Reconstruction of images through tokens", dict(image)
+    logits = {**image, "value_range": [], "num_channels": len(classes)}
+    logits["channel_def"] = _by_number(classes)
+    if isinstance(model, SpadViT) and not classes:
+        return "Image features", {
+            **logits,
+            "type": "feature",
+            "format": "features",
+            "num_channels": model.embed_dim,
+            "spatial_shape": ["n", "n", "n"],
+            "channel_def": {"0": "feature"},
+        }
+    if isinstance(model, SpadViT | SpadConvNet | AttentionClassifier):
+        return "Classification", {
+            **logits,
+            "type": "logits",
+            "format": "classes",
+            "spatial_shape": [],
+        }
+    return "Segmentation", {**logits, "format": "segmentation"}
+
+
+def _classes(model: Model, config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes, labels or values that a model gives."""
+    count = int(model.config().get("num_classes", 0))
+    task = config["training"].get("task")
+    names = list(map(str, task.get("classes", []))) if isinstance(task, dict) else []
+    return names if len(names) == count else [f"class {i}" for i in range(count)]
+
+
+def _by_number(names: Sequence[str]) -> dict[str, str]:
+    return {str(number): name for number, name in enumerate(names)}

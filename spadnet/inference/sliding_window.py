@@ -74,9 +74,9 @@ def slabs(
     if blend not in ("gaussian", "constant"):
         raise ValueError(f"blend must be 'gaussian' or 'constant', got {blend!r}")
     depth, height, width = image.shape[1:]
-    full = [-(-n // m) * m for n, m in zip(image.shape[1:], multiple, strict=True)]
+    image = pad_to_multiple(image, multiple)
+    full = list(image.shape[1:])
     size = [min(-(-w // m) * m, n) for w, m, n in zip(window, multiple, full, strict=True)]
-    image = pad_to(image, full)
     axes = [_starts(n, w, m, overlap) for n, w, m in zip(full, size, multiple, strict=True)]
     weights = [_weights(starts, n, w, blend) for starts, n, w in zip(axes, full, size, strict=True)]
     places = [(y, x) for y in range(len(axes[1])) for x in range(len(axes[2]))]
@@ -176,9 +176,9 @@ def with_flips(predict: Predict, axes: Sequence[int] = (0, 1, 2)) -> Predict:
     return averaged
 
 
-def pad_to(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Repeat the last slice, row and column of [C, D, H, W] up to a size (D, H, W)."""
-    missing = [want - have for want, have in zip(size, image.shape[1:], strict=True)]
+def pad_to_multiple(image: Tensor, multiple: Sequence[int]) -> Tensor:
+    """Repeat the last slice, row and column of [C, D, H, W] until sizes are multiples (z, y, x)."""
+    missing = [-have % step for have, step in zip(image.shape[1:], multiple, strict=True)]
     if not any(missing):
         return image
     ends = (0, missing[2], 0, missing[1], 0, missing[0])

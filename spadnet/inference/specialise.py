@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from spadnet.inference.freeze import freeze
 from spadnet.models.plain import fold_network, sum_over_channels
 from spadnet.spacing import MAX_DEGREE, Spacing
 
@@ -34,6 +35,7 @@ def specialise(
     grey: bool = False,
     dtype: torch.dtype | None = None,
     channels_last: bool = True,
+    frozen: bool = False,
 ) -> Specialised:
     """Fold a network's kernels once for one spacing; the output stays the same.
 
@@ -48,12 +50,15 @@ def specialise(
         grey: Whether a network of several input channels shall take one that stands for all.
         dtype: Precision of the copy, that of the model by default.
         channels_last: Whether kernels are stored channels last, which is faster on CPU.
+        frozen: Whether matrices are packed too, see :func:`spadnet.inference.freeze.freeze`: much
+            faster for a transformer on CPU, which is nearly all matrices, but what comes out can
+            neither learn nor be saved or exported.
 
     Returns:
         A copy; the model is left as it is.
 
     Raises:
-        ValueError: If there is nothing to fold, or no such degree.
+        ValueError: If there is nothing to fold, no such degree, or nothing that can be frozen here.
     """
     degree = spacing.degree() if isinstance(spacing, Spacing) else spacing
     if not 0 <= degree <= MAX_DEGREE:
@@ -65,4 +70,4 @@ def specialise(
         plain = plain.to(dtype)
     if channels_last:
         plain = plain.to(memory_format=torch.channels_last_3d)
-    return Specialised(plain, degree)
+    return Specialised(freeze(plain) if frozen else plain, degree)

@@ -75,7 +75,8 @@ def resample_position_grid(grid: Tensor, size: Sequence[int]) -> Tensor:
     )
     # Channels last: three products whose inner stretch is long.
     grid = grid[0].movedim(0, -1)  # [D, H, W, C]
-    with torch.autocast(grid.device.type, enabled=False):  # positions keep their precision
+    kind = "cpu" if grid.is_meta else grid.device.type  # there is no autocast without memory
+    with torch.autocast(kind, enabled=False):  # positions keep their precision
         grid = (z @ grid.flatten(1)).unflatten(1, grid.shape[1:])
         grid = (y @ grid.flatten(2)).unflatten(2, grid.shape[2:])
         return (x @ grid).movedim(-1, 0).unsqueeze(0)

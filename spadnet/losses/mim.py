@@ -43,17 +43,31 @@ def soft_cross_entropy(
     Returns:
         Scalar, nats.
     """
+    if masked_index is not None and logits.shape == target.shape:
+        logits = gather_positions(logits, masked_index)
+        target = gather_positions(target, masked_index)
+    return position_cross_entropy(logits, target, from_logits=from_logits).mean()
+
+
+def position_cross_entropy(logits: Tensor, target: Tensor, *, from_logits: bool = False) -> Tensor:
+    """Cross-entropy ``-sum(q log p)`` of each position, see :func:`soft_cross_entropy`.
+
+    Args:
+        logits: Predictions, [..., K].
+        target: Distribution over codes or its logits, same shape.
+        from_logits: Whether ``target`` holds logits instead of probabilities.
+
+    Returns:
+        [...], nats.
+    """
     if logits.shape != target.shape:
         raise ValueError(
             f"predictions {tuple(logits.shape)} and targets {tuple(target.shape)} differ in shape"
         )
-    if masked_index is not None:
-        logits = gather_positions(logits, masked_index)
-        target = gather_positions(target, masked_index)
     target = target.detach().float()
     if from_logits:
         target = target.softmax(-1)
-    return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
+    return -(target * logits.float().log_softmax(-1)).sum(-1)
 
 
 def constant_baseline(targets: Tensor | Sequence[Tensor]) -> Tensor:

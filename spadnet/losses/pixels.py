@@ -32,9 +32,14 @@ def pixel_loss(predicted: Tensor, patches: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ.
     """
+    return pixel_errors(predicted, patches).mean()
+
+
+def pixel_errors(predicted: Tensor, patches: Tensor) -> Tensor:
+    """Squared error of each voxel, [B, M, N], see :func:`pixel_loss`."""
     if predicted.shape != patches.shape:
         raise ValueError(
             f"predictions {tuple(predicted.shape)} and patches {tuple(patches.shape)} differ"
         )
     target = normalised_patches(patches)
-    return (predicted.to(target.dtype) - target).square().mean()
+    return (predicted.to(target.dtype) - target).square()

@@ -161,6 +161,13 @@ class TokenizerLoss(nn.Module):
         self.entropy_weight = entropy_weight
         self.adversarial_weight = adversarial_weight
 
+    @torch.no_grad()
+    def of_samples(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """L1 or L2 of each sample by itself, [B]."""
+        difference = (reconstruction.float() - image.float()).flatten(1)
+        norm = difference.abs() if self.kind == "l1" else difference.square()
+        return norm.mean(1)
+
     def forward(
         self,
         reconstruction: Tensor,

@@ -1,7 +1,5 @@
 """Features at every place of an image, from a SPAD-ViT's pyramid or a SPAD-UNet's decoder."""
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,9 +12,11 @@ from spadnet.spacing import required_multiple
 
 
 class VitDenseFeatures(nn.Module):
-    """The maps of a ViT's pyramid, narrowed, resized to the finest and added up.
+    """The maps of a ViT's pyramid and its final tokens, narrowed, brought to stride 4 and added up.
 
-    Nothing but the pyramid sees the image: whatever the features tell, the ViT knows.
+    Nothing but the ViT sees the image: whatever the features tell, it knows. Its class token passes
+    on what it gathers from block to block, but the features do not ask for what it ends as; the
+    feature of a whole image is the mean of the final tokens.
 
     >>> vit = SpadViT(in_chans=1, embed_dim=24, depth=2, num_heads=1)
     >>> import torch
@@ -26,28 +26,19 @@ class VitDenseFeatures(nn.Module):
 
     stride = 4
 
-    def __init__(
-        self,
-        vit: SpadViT,
-        *,
-        num_features: int = 32,
-        width: int = 64,
-        out_indices: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, vit: SpadViT, *, num_features: int = 32, width: int = 64) -> None:
         """Build the model.
 
         Args:
             vit: The encoder; its classifier is taken away.
             num_features: Channels of the features.
             width: Channels of the maps when they are added up.
-            out_indices: Blocks whose output feeds strides 4, 8, 16, 32; by default those of
-                :class:`spadnet.models.segmentor.VitSegmentor`.
         """
         super().__init__()
         vit.reset_classifier(0)
-        indices = default_out_indices(len(vit.blocks)) if out_indices is None else out_indices
-        self.pyramid = Pyramid(vit, out_indices=indices)
-        self.laterals = nn.ModuleList(SpadConv3d(vit.embed_dim, width, 1) for _ in range(4))
+        self.pyramid = Pyramid(vit, out_indices=default_out_indices(len(vit.blocks)))
+        vit.norm.requires_grad_(True)
+        self.laterals = nn.ModuleList(SpadConv3d(vit.embed_dim, width, 1) for _ in range(5))
         self.act = nn.GELU()
         self.project = SpadConv3d(width, num_features, 1)
 
@@ -75,7 +66,12 @@ class VitDenseFeatures(nn.Module):
                 f"size {tuple(x.shape[2:])} is not a multiple of {steps}, which degree {degree} "
                 "requires"
             )
-        maps = self.pyramid(x, degree)
+        vit = self.vit
+        maps = vit.forward_intermediates(
+            x, degree, indices=self.pyramid.out_indices, intermediates_only=True
+        )
+        tokens = vit.norm(maps[-1].movedim(1, -1)).movedim(-1, 1)
+        maps = [*self.pyramid.resample(maps, degree), tokens]
         narrow = [lateral(m, 0) for lateral, m in zip(self.laterals, maps, strict=True)]
         total = narrow[0]
         for coarse in narrow[1:]:

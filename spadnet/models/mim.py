@@ -96,6 +96,17 @@ class MaskedImageModel(nn.Module):
             "num_mask_layers": self.num_mask_layers,
         }
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone."""
+        return {"mask_token"} | {f"vit.{name}" for name in self.vit.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that assign parameters to layers, for layer-wise learning rates."""
+        return {
+            "stem": r"^vit\.(?:cls_token|reg_token|pos_embed|patch_embed)",
+            "blocks": [(r"^vit\.blocks\.(\d+)", None), (r"^vit\.norm", (99999,))],
+        }
+
     def hidden(self, x: Tensor, visible_index: Tensor, degree: int) -> Tensor:
         """Normalised tokens [B, L, C] of all positions, masked ones predicted.
 

@@ -54,10 +54,14 @@ class Pyramid(nn.Module):
             x: Volumes in [0, 1], [B, C_in, D, H, W].
             degree: Degree of anisotropy.
         """
-        level = self.vit.patch_embed.patch_size.bit_length() - 1  # halvings before the tokens
         maps = self.vit.forward_intermediates(
             x, degree, indices=self.out_indices, intermediates_only=True
         )
+        return self.resample(maps, degree)
+
+    def resample(self, maps: Sequence[Tensor], degree: int) -> list[Tensor]:
+        """Bring the outputs [B, C, d, h, w] of the four blocks to the strides of the pyramid."""
+        level = self.vit.patch_embed.patch_size.bit_length() - 1  # halvings before the tokens
         f4, f8, f16, f32 = (norm(m) for norm, m in zip(self.norms, maps, strict=True))
         f4 = self.up4_act(self.up4_norm(self.up4_first(f4, max(degree - level + 1, 0))))
         f4 = self.up4_second(f4, max(degree - level + 2, 0))

@@ -3,7 +3,12 @@
 from spadnet.synthesis.appearance import PUBLISHED, Appearance
 from spadnet.synthesis.dataset import SyntheticDataset, SyntheticItem
 from spadnet.synthesis.degradation import corrupted_views, mix_up, thick_labels, thick_slices
-from spadnet.synthesis.generate import SyntheticSample, random_spacing, synthesize
+from spadnet.synthesis.generate import (
+    SyntheticSample,
+    random_spacing,
+    synthesize,
+    synthesize_views,
+)
 from spadnet.synthesis.label_maps import LabelMap, label_maps
 
 __all__ = [
@@ -18,6 +23,7 @@ __all__ = [
     "mix_up",
     "random_spacing",
     "synthesize",
+    "synthesize_views",
     "thick_labels",
     "thick_slices",
 ]

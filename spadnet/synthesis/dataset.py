@@ -13,9 +13,8 @@ from spadnet.synthesis.degradation import corrupted_views
 from spadnet.synthesis.fields import mix_seed
 from spadnet.synthesis.generate import (
     Source,
-    SyntheticSample,
     random_spacing,
-    synthesize,
+    synthesize_views,
 )
 from spadnet.synthesis.geometry import plan_geometry
 from spadnet.synthesis.label_maps import LabelMap, PlacedMaps, place_sample
@@ -143,26 +142,22 @@ class SyntheticDataset(Dataset[SyntheticItem]):
         spacing, size = self._grid(generator, label_map)
         source = self._source(generator, label_map, size=size, spacing=spacing)
 
-        def synthesized(appearance: Appearance | None, *, view: int) -> SyntheticSample:
-            return synthesize(
-                [seed],
-                size,
-                spacing=spacing,
-                num_labels=self._num_labels(label_map, spacing),
-                source=source,
-                appearance=appearance,
-                max_displacement=DRAWN_DISPLACEMENT if label_map is None else GIVEN_DISPLACEMENT,
-                view=view,
-                device=self.device,
-            )
-
-        sample = synthesized(self.appearance, view=0)
+        looks = {0: self.appearance or Appearance()}
         if self.contrast == "random":
-            views = [
-                synthesized(Appearance.at(severity), view=view).image
-                for view, severity in enumerate(self.severities, start=1)
-            ]
-        else:
+            others = map(Appearance.at, self.severities)
+            looks |= dict(enumerate(others, start=1))
+        sample, *seen = synthesize_views(
+            [seed],
+            size,
+            looks=looks,
+            spacing=spacing,
+            num_labels=self._num_labels(label_map, spacing),
+            source=source,
+            max_displacement=DRAWN_DISPLACEMENT if label_map is None else GIVEN_DISPLACEMENT,
+            device=self.device,
+        )
+        views = [other.image for other in seen]
+        if self.contrast == "same":
             views = corrupted_views(
                 [seed], sample.clean, spacing=spacing, severities=self.severities
             )

@@ -1,6 +1,6 @@
 """From seeds to images in one call: random anatomy, random appearance, any spacing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,10 +46,9 @@ class Recipe(NamedTuple):
     geometry: Geometry
     num_labels: int
     source: Source | None
-    appearance: Appearance
+    looks: Mapping[int, Appearance]
     background: float
     max_displacement: float
-    view: int
 
 
 def synthesize(
@@ -91,6 +90,50 @@ def synthesize(
     >>> synthesize(range(2), (1, 32, 32), spacing=Spacing.planar()).image.shape
     torch.Size([2, 1, 1, 32, 32])
     """
+    return synthesize_views(
+        seeds,
+        size,
+        looks={view: appearance or Appearance()},
+        spacing=spacing,
+        num_labels=num_labels,
+        source=source,
+        field_of_view=field_of_view,
+        background=background,
+        max_displacement=max_displacement,
+        device=device,
+    )[0]
+
+
+def synthesize_views(
+    seeds: Sequence[int],
+    size: tuple[int, int, int],
+    *,
+    looks: Mapping[int, Appearance],
+    spacing: Spacing = Spacing(1.0, 1.0, 1.0),
+    num_labels: int = 8,
+    source: Source | Tensor | PlacedMaps = "fields",
+    field_of_view: float | None = None,
+    background: float = 0.5,
+    max_displacement: float = 1 / 16,
+    device: torch.device | str = "cpu",
+) -> list[SyntheticSample]:
+    """Make several views of each anatomy, which is drawn once.
+
+    Args:
+        seeds: One per sample.
+        size: Voxels, (D, H, W).
+        looks: Appearances by number of the view; the rest as for :func:`synthesize`.
+        spacing: Voxel spacing in mm.
+        num_labels: Labels of the anatomy.
+        source: Where anatomy comes from.
+        field_of_view: Width of the anatomy in mm.
+        background: Share of the samples in which label 0 is the air around a body.
+        max_displacement: Largest standard deviation of a displacement.
+        device: Where to compute.
+
+    Returns:
+        A batch per view, equal to what :func:`synthesize` gives for its number and appearance.
+    """
     if len(seeds) == 0:
         raise ValueError("seeds must hold at least one seed, got none")
     if not 2 <= num_labels <= 256:
@@ -108,10 +151,9 @@ def synthesize(
         geometry=geometry,
         num_labels=num_labels,
         source=source if isinstance(source, str) else None,
-        appearance=appearance or Appearance(),
+        looks=looks,
         background=background,
         max_displacement=max_displacement,
-        view=view,
     )
     step = _chunk_size(recipe.geometry, device=torch.device(device))
     parts = []
@@ -121,7 +163,8 @@ def synthesize(
         parts.append(_make(seeds[chunk], recipe, label_maps=label_maps, device=device))
     if len(parts) == 1:
         return parts[0]
-    return SyntheticSample(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    views = zip(*parts, strict=True)
+    return [SyntheticSample(*map(torch.cat, zip(*chunks, strict=True))) for chunks in views]
 
 
 def random_spacing(generator: torch.Generator, *, degree: int | None = None) -> Spacing:
@@ -173,31 +216,36 @@ def _make(
     *,
     label_maps: PlacedMaps | None,
     device: torch.device | str,
-) -> SyntheticSample:
-    """Make the samples of one chunk."""
-    geometry, appearance = recipe.geometry, recipe.appearance
-    # Separate streams: another view or contrast leaves the anatomy as it is.
+) -> list[SyntheticSample]:
+    """Make all views of the samples of one chunk."""
+    geometry = recipe.geometry
     anatomy = sample_generators(seeds, stream=0)
-    contrast = sample_generators(seeds, stream=2 * recipe.view + 1)
-    scanner = sample_generators(seeds, stream=2 * recipe.view + 2)
     air = uniform(anatomy, device="cpu") < recipe.background
     thin = _draw_labels(anatomy, recipe, background=air, label_maps=label_maps, device=device)
-    clean = draw_clean(
-        contrast,
-        thin,
-        geometry=geometry,
-        num_labels=recipe.num_labels,
-        background=air,
-        appearance=appearance,
-    )
-    rendering = render(scanner, clean, geometry=geometry, appearance=appearance)
-    return SyntheticSample(
-        image=rendering.image[:, None],
-        labels=thick_labels(thin, slabs=geometry.slabs),
-        spacing=torch.tensor(geometry.spacing, device=device).repeat(len(seeds), 1),
-        bias=rendering.bias[:, None],
-        clean=clean[:, None],
-    )
+    labels = thick_labels(thin, slabs=geometry.slabs)
+    views = []
+    for view, appearance in recipe.looks.items():
+        # Separate streams: another view or contrast leaves the anatomy as it is.
+        contrast = sample_generators(seeds, stream=2 * view + 1)
+        scanner = sample_generators(seeds, stream=2 * view + 2)
+        clean = draw_clean(
+            contrast,
+            thin,
+            geometry=geometry,
+            num_labels=recipe.num_labels,
+            background=air,
+            appearance=appearance,
+        )
+        rendering = render(scanner, clean, geometry=geometry, appearance=appearance)
+        sample = SyntheticSample(
+            image=rendering.image[:, None],
+            labels=labels,
+            spacing=torch.tensor(geometry.spacing, device=device).repeat(len(seeds), 1),
+            bias=rendering.bias[:, None],
+            clean=clean[:, None],
+        )
+        views.append(sample)
+    return views
 
 
 def _draw_labels(

@@ -152,15 +152,15 @@ class AtomicCheckpointIO(CheckpointIO):
 class SaveCheckpoints(Callback):
     """Save every n steps and at the end, keep the last few."""
 
-    def __init__(self, run_dir: Path, *, every_steps: int, keep_last: int = 2) -> None:
+    def __init__(self, run_dir: Path, *, every_steps: int | None, keep_last: int = 2) -> None:
         """Configure.
 
         Args:
             run_dir: Run folder.
-            every_steps: Steps between two checkpoints.
+            every_steps: Steps between two checkpoints; None saves none.
             keep_last: How many to keep.
         """
-        if every_steps < 1 or keep_last < 1:
+        if (every_steps is not None and every_steps < 1) or keep_last < 1:
             raise ValueError(
                 f"every_steps and keep_last must be positive, got {every_steps} and {keep_last}"
             )
@@ -189,6 +189,8 @@ class SaveCheckpoints(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time, when the training ends, and when it was asked to stop."""
+        if self.every_steps is None:
+            return
         step = finished_steps(trainer)
         is_last = step >= trainer.num_training_batches
         if step % self.every_steps == 0 or is_last or trainer.should_stop:

@@ -67,6 +67,11 @@ class StepDataModule(LightningDataModule):
         """Share of the time spent on waiting for batches, without the first; None before two."""
         return None if self._loader is None else self._loader.wait_share
 
+    @property
+    def seconds_waited(self) -> float:
+        """Seconds spent on waiting for batches, without the first."""
+        return 0.0 if self._loader is None else self._loader.waited
+
     def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
         """Change intensities where the images are now."""
         return [micro.augmented() for micro in batch]
@@ -96,6 +101,7 @@ class _TimedLoader(DataLoader[list[Batch]]):
     """Measures how long its user waits for batches."""
 
     wait_share: float | None = None
+    waited = 0.0
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
@@ -103,13 +109,12 @@ class _TimedLoader(DataLoader[list[Batch]]):
             first = next(batches)
             begin = time.monotonic()
             yield first
-            waited = 0.0
             while True:
                 asked = time.monotonic()
                 batch = next(batches)
                 now = time.monotonic()
-                waited += now - asked
-                self.wait_share = waited / (now - begin)
+                self.waited += now - asked
+                self.wait_share = self.waited / (now - begin)
                 yield batch
 
 

@@ -5,40 +5,50 @@ import io
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from spadnet.ranks import num_ranks
-from spadnet.train.checkpoint import write_atomic
+from spadnet.train.checkpoint import finished_steps, write_atomic
 from spadnet.train.launch import is_first_rank
 from spadnet.train.per_degree import is_absent
 
 CSV_NAME = "metrics.csv"
 
 
-def log_means(task: LightningModule, metrics: Mapping[str, Tensor | float]) -> None:
-    """Log the metrics of a step, each the mean over ranks; all of them cross ranks at once.
+def has_row(trainer: Trainer) -> bool:
+    """Whether what the present step logs is written or shown; logging costs what a layer does."""
+    step = finished_steps(trainer) + 1
+    is_last = step >= trainer.num_training_batches
+    return is_last or step % int(cast(Any, trainer).log_every_n_steps) == 0
+
+
+def mean_over_ranks(
+    metrics: Mapping[str, Tensor | float], *, device: torch.device
+) -> dict[str, Tensor | float]:
+    """Mean of each metric over ranks; all of them cross ranks at once.
 
     Args:
-        task: The task that logs; call it once per step on every rank.
         metrics: Scalars by name, the same names on all ranks.
+        device: Of this rank.
     """
-    if num_ranks() > 1:
-        values = [torch.as_tensor(value, device=task.device).float() for value in metrics.values()]
-        means = torch.stack(values)
-        dist.all_reduce(means)
-        metrics = dict(zip(metrics, (means / num_ranks()).unbind(), strict=True))
-    task.log_dict(dict(metrics))
+    if num_ranks() == 1:
+        return dict(metrics)
+    means = torch.stack([torch.as_tensor(v, device=device).float() for v in metrics.values()])
+    dist.all_reduce(means)
+    return dict(zip(metrics, (means / num_ranks()).unbind(), strict=True))
 
 
 class CsvLog(Logger):
-    """One row per logged step; a resumed run drops rows past its start and appends.
+    """One row whenever something is logged; a resumed run drops rows past its start and appends.
+
+    What is measured apart from the training's own metrics has rows of its own with the same step.
 
     Lightning's own CSV logger deletes the rows of a run that it continues.
     """
@@ -54,11 +64,9 @@ class CsvLog(Logger):
         self.path = path
         self._columns: list[str] = ["step"]
         if path.is_file() and is_first_rank():
-            with open(path, newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if _number(row.get("step")) <= start_step]
-                self._columns = list(reader.fieldnames or self._columns)
-            self._rewrite(rows)
+            columns, rows = _read(path)
+            self._columns = columns or self._columns
+            self._rewrite([row for row in rows if _number(row.get("step")) <= start_step])
 
     @property
     def name(self) -> str:
@@ -94,7 +102,7 @@ class CsvLog(Logger):
         row["step"] = (step or 0) + 1
         new = sorted(set(row) - set(self._columns))
         if new:
-            rows = read_rows(self.path)
+            _, rows = _read(self.path)
             self._columns += new
             self._rewrite([*rows, row])
             return
@@ -113,38 +121,27 @@ class CsvLog(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file, values as text; no rows where there is no file."""
+    """One row per step of a metrics file, values as text; no rows where there is no file."""
+    steps: dict[str | None, dict[str, Any]] = {}
+    for row in _read(path)[1]:
+        kept = steps.setdefault(row.get("step"), row)
+        kept.update({name: value for name, value in row.items() if value})
+    return list(steps.values())
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of a metrics file; a last row that was cut off by a kill is left out."""
     if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+        return [], []
+    text = path.read_bytes().decode("utf-8", "replace")
+    whole = text[: text.rfind("\n") + 1].replace("\0", "")
+    reader = csv.DictReader(io.StringIO(whole, newline=""))
+    rows = list(reader)
+    return list(reader.fieldnames or []), rows
 
 
 def _number(text: str | None) -> float:
     try:
         return float(text or "")
     except ValueError:
-        return float("inf")  # a row cut off by a kill
-
-
-def build_loggers(
-    run_dir: Path, *, start_step: int = 0, tensorboard: bool = True, csv_file: bool = True
-) -> list[Logger]:
-    """Build the loggers of a run.
-
-    Args:
-        run_dir: Run folder.
-        start_step: Number of steps already done; what was logged past it is dropped.
-        tensorboard: Whether to write TensorBoard events.
-        csv_file: Whether to write the CSV file.
-    """
-    loggers: list[Logger] = []
-    if csv_file:
-        loggers.append(CsvLog(run_dir / CSV_NAME, start_step=start_step))
-    if tensorboard:
-        loggers.append(
-            TensorBoardLogger(
-                save_dir=run_dir, name="tensorboard", version="", purge_step=start_step or None
-            )
-        )
-    return loggers
+        return float("inf")  # no number: a row that something else has damaged

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from spadnet.data.batch import Batch
 from spadnet.data.masking import random_visible_index
-from spadnet.losses.mim import soft_cross_entropy
-from spadnet.losses.pixels import pixel_loss
+from spadnet.losses.mim import position_cross_entropy
+from spadnet.losses.pixels import pixel_errors
 from spadnet.losses.prototypes import TEMPERATURE, prototype_loss
 from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures
 from spadnet.models.frozen import FrozenTargets
@@ -58,13 +58,16 @@ class Objective(ABC):
         """Bring what is frozen to the device and the precision of the training."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
-        """Loss of one micro-batch, a scalar.
+    def losses(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
+        """What the loss of one micro-batch is the mean of.
 
         Args:
             model: Model to train, of the kind that the objective is for.
             micro: Micro-batch on the model's device.
             draw: Random numbers.
+
+        Returns:
+            [B, ...], or a scalar where samples have no losses of their own.
         """
 
 
@@ -109,14 +112,14 @@ class TokenObjective(Objective):
         """Logits of the codes, [B, L, K], that the frozen tokenizer sees."""
         return self._targets(image, degree)
 
-    def loss(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
-        """Soft cross-entropy at the masked positions."""
+    def losses(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
+        """Soft cross-entropy at each masked position, [B, M]."""
         assert isinstance(model, MaskedImageModel)
         target = self.target(micro.image, micro.degree)
         visible = draw.visible(target.shape[0], target.shape[1], mask_ratio=self.mask_ratio)
         image = match_channels(micro.image, model.vit.in_chans)
         output = model(image, visible.to(image.device), target, micro.degree)
-        return soft_cross_entropy(output.logits, output.target, from_logits=True)
+        return position_cross_entropy(output.logits, output.target, from_logits=True)
 
 
 class PixelObjective(Objective):
@@ -130,14 +133,14 @@ class PixelObjective(Objective):
         """
         self.mask_ratio = mask_ratio
 
-    def loss(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
-        """Mean squared error at the masked positions."""
+    def losses(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
+        """Squared error of each voxel of the masked positions, [B, M, N]."""
         assert isinstance(model, MaskedAutoencoder)
         image = match_channels(micro.image, model.vit.in_chans)
         depth, height, width = model.vit.patch_embed.grid_size(image.shape[2:], micro.degree)
         visible = draw.visible(image.shape[0], depth * height * width, mask_ratio=self.mask_ratio)
         output = model(image, visible.to(image.device), micro.degree)
-        return pixel_loss(output.predicted, output.patches)
+        return pixel_errors(output.predicted, output.patches)
 
 
 class PrototypeObjective(Objective):
@@ -157,8 +160,8 @@ class PrototypeObjective(Objective):
         self.num_labels = num_labels
         self.temperature = temperature
 
-    def loss(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
-        """Prototype loss of one view, or between two views."""
+    def losses(self, model: nn.Module, micro: Batch, draw: Draw) -> Tensor:
+        """Prototype loss of one view, or between two views; a scalar."""
         assert isinstance(model, VitDenseFeatures | UNetDenseFeatures)
         assert micro.labels is not None
         images = [micro.image] if micro.other_view is None else [micro.image, micro.other_view]

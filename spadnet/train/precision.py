@@ -1,8 +1,11 @@
-"""Choose the number format that a machine computes fastest in."""
+"""Choose the number format that a machine computes fastest in; scale losses where it is float16."""
 
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.plugins.precision import Precision as LightningPrecision
 
 from spadnet.near_names import suggest
 
@@ -34,3 +37,29 @@ def has_fast_bfloat16(device: str) -> bool:
         return False
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+class ScaledPrecision(MixedPrecision):
+    """Lightning's float16 with a scaled loss, for steps that are judged before any optimiser moves.
+
+    The task unscales the gradients itself, to clip and to judge them, and tells the scaler once per
+    step what came of it; Lightning would do so after each optimiser.
+    """
+
+    def __init__(self, device: str) -> None:
+        """Configure.
+
+        Args:
+            device: Kind of device, ``"cuda"`` or ``"cpu"``.
+        """
+        super().__init__("16-mixed", device, torch.amp.GradScaler(device))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the optimiser step: its gradients are unscaled and finite."""
+        return LightningPrecision.optimizer_step(self, *args, **kwargs)
+
+
+def loss_scaler(trainer: Trainer) -> torch.amp.GradScaler | None:
+    """What scales the losses of a training; None where nothing does."""
+    plugin = trainer.precision_plugin
+    return plugin.scaler if isinstance(plugin, ScaledPrecision) else None

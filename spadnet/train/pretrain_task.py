@@ -1,19 +1,17 @@
 """Pre-training as a Lightning task: one encoder, one objective or a weighted sum of several."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from spadnet.data.batch import Batch
 from spadnet.models.vit import SpadViT
-from spadnet.train.gradients import average_gradients, clip_gradients
-from spadnet.train.metrics_log import log_means
 from spadnet.train.objectives import Draw, Objective
-from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
+from spadnet.train.optim import OptimSettings
 from spadnet.train.per_degree import metrics_per_degree
+from spadnet.train.step_task import Note, StepTask
 from spadnet.train.strategy import split_among_ranks
 
 
@@ -31,7 +29,7 @@ class Part(NamedTuple):
     weight: float = 1.0
 
 
-class PretrainTask(LightningModule):
+class PretrainTask(StepTask):
     """Minimise the weighted sum of objectives.
 
     A step gets the micro-batches of one optimiser step. Each objective takes the mean over those
@@ -57,20 +55,27 @@ class PretrainTask(LightningModule):
         Raises:
             ValueError: If there is no objective, or a weight is not positive.
         """
-        super().__init__()
+        super().__init__(max_steps=max_steps, optim=optim)
         if not parts:
             raise ValueError("a pre-training needs an objective, got none")
         for name, part in parts.items():
             if not 0 < part.weight < float("inf"):
                 raise ValueError(f"the weight of {name} must be positive, got {part.weight}")
-        self.automatic_optimization = False
         models = {name: part.model for name, part in parts.items()}
         self.model = nn.ModuleDict(models) if len(parts) > 1 else next(iter(models.values()))
         self.objectives = {name: part.objective for name, part in parts.items()}
         self.weights = {name: part.weight for name, part in parts.items()}
-        self.optim = optim
-        self.max_steps = max_steps
         self.seed = seed
+        self.keep_average()
+
+    @property
+    def trained(self) -> nn.Module:
+        """The models of all objectives."""
+        return self.model
+
+    def to_compile(self) -> list[nn.Module]:
+        """The model of each objective."""
+        return [self.model_of(name) for name in self.objectives]
 
     def model_of(self, name: str) -> nn.Module:
         """The model that an objective trains."""
@@ -78,17 +83,11 @@ class PretrainTask(LightningModule):
 
     def configure_model(self) -> None:
         """Split the model among the ranks, block by block, where the strategy asks for it."""
-        blocks = [
-            block
-            for module in self.model.modules()
-            if isinstance(module, SpadViT)
-            for block in module.blocks
-        ]
-        split_among_ranks(self.model, blocks, mesh=self.device_mesh)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over all models."""
-        return build_adamw(self.model, settings=self.optim)
+        for model in (self.model, self.averaged):
+            if model is not None:
+                vits = [module for module in model.modules() if isinstance(module, SpadViT)]
+                blocks = [block for vit in vits for block in vit.blocks]
+                split_among_ranks(model, blocks, mesh=self.device_mesh)
 
     def setup(self, stage: str) -> None:
         """Bring what is frozen to the device and the precision of the training."""
@@ -102,20 +101,13 @@ class PretrainTask(LightningModule):
         generator = torch.Generator().manual_seed(entropy % (1 << 63))
         return Draw(generator, self.global_rank, self.trainer.world_size)
 
-    def training_step(self, batch: Sequence[Batch], index: int) -> None:
-        """Do one optimiser step over the micro-batches."""
-        step = self.trainer.global_step
-        optimizer = cast(Any, self.optimizers())
-        set_lr(optimizer, cosine_lr(step, max_steps=self.max_steps, settings=self.optim))
+    def accumulate(self, batch: Sequence[Batch], step: int) -> dict[str, Tensor | float]:
+        """Gradients of all objectives."""
         losses = {
             name: self.add_gradients(name, batch, self.draw(step, number))
             for number, name in enumerate(self.objectives)
         }
-        average_gradients(self.model.parameters())
-        norm = clip_gradients(self.model, self.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        log_means(self, {**self.loss_metrics(losses), "train/gradient_norm": norm})
+        return self.loss_metrics(losses)
 
     def add_gradients(
         self, name: str, batch: Sequence[Batch], draw: Draw
@@ -127,14 +119,19 @@ class PretrainTask(LightningModule):
             raise ValueError(f"a step holds no micro-batch for the objective {name}")
         losses = []
         for micro in own:
-            loss = objective.loss(model, micro, draw)
-            self.manual_backward(self.weights[name] * loss / len(own))
-            losses.append((micro.degree, loss.detach()))
+            values = objective.losses(model, micro, draw)
+            loss = values.mean()
+            shown = self.push(loss, self.weights[name] * loss / len(own))
+            if values.ndim > 0:
+                self.notes.append(Note(micro.keys, values.detach().flatten(1).mean(1)))
+            losses.append((micro.degree, shown))
         return losses
 
-    def loss_metrics(self, losses: Mapping[str, list[tuple[int, Tensor]]]) -> dict[str, Tensor]:
+    def loss_metrics(
+        self, losses: Mapping[str, list[tuple[int, Tensor]]]
+    ) -> dict[str, Tensor | float]:
         """Losses by objective and degree, and their weighted sum."""
-        metrics: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor | float] = {}
         means = {}
         for name, pairs in losses.items():
             label = "loss" if len(losses) == 1 else name

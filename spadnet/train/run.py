@@ -1,8 +1,11 @@
-"""Run a training: one call for both stages, in a run folder that can be continued."""
+"""Run a training: one call for every stage, in a run folder that can be continued."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +13,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from torch import Tensor
+from torch import Tensor, nn
 
 from spadnet.train.checkpoint import (
     AtomicCheckpointIO,
@@ -22,15 +25,18 @@ from spadnet.train.checkpoint import (
     step_of,
 )
 from spadnet.train.datamodule import StepDataModule
-from spadnet.train.host import fast_float32, keep_freed_memory
+from spadnet.train.graphs import compile_modules, num_graphs
+from spadnet.train.host import deterministic_algorithms, fast_float32, keep_freed_memory
 from spadnet.train.launch import end_with_others, find_launch
-from spadnet.train.metrics_log import build_loggers
-from spadnet.train.precision import choose_precision
+from spadnet.train.loggers import build_loggers
+from spadnet.train.precision import ScaledPrecision, choose_precision
 from spadnet.train.progress import ShowProgress
 from spadnet.train.quiet import quiet_lightning
-from spadnet.train.run_folder import checkpoint_to_resume, write_json
+from spadnet.train.run_folder import SUMMARY_FILE, checkpoint_to_resume, write_json
+from spadnet.train.step_task import StepTask
 from spadnet.train.stop import StopOnSignal
 from spadnet.train.strategy import build_strategy
+from spadnet.train.validation import Validate
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +81,7 @@ class _SeedEachStep(Callback):
 
 
 def fit(
-    task: LightningModule,
+    task: StepTask,
     datamodule: StepDataModule,
     run_dir: Path,
     *,
@@ -84,12 +90,17 @@ def fit(
     strategy: str = "auto",
     rank_timeout: float = 600.0,
     threads: int | None = None,
+    compile_backend: str | None = None,
+    deterministic: bool = False,
+    skip_non_finite: int = 0,
     resume: str | None = None,
-    save_every_steps: int = 1000,
+    save_every_steps: int | None = 1000,
     keep_last: int = 2,
     log_every_steps: int = 10,
     tensorboard: bool = True,
     csv_file: bool = True,
+    services: Sequence[str] = (),
+    project: str = "spadnet",
     show_progress: bool = True,
     description: str = "training",
     seed: int = 0,
@@ -107,12 +118,17 @@ def fit(
             srun start the ranks.
         rank_timeout: Seconds after which a rank gives up waiting for the others.
         threads: CPU threads; None leaves torch's choice.
+        compile_backend: What ``torch.compile`` compiles with; None runs without it.
+        deterministic: Whether to refuse operations that may give other bits each time.
+        skip_non_finite: Steps that may be left out for a loss or gradient that is not finite.
         resume: ``"auto"``, a checkpoint's file, or None for a new run.
-        save_every_steps: Steps between checkpoints.
+        save_every_steps: Steps between checkpoints; None saves none.
         keep_last: Number of checkpoints to keep.
         log_every_steps: Steps between two rows of the logs.
         tensorboard: Whether to write TensorBoard events.
         csv_file: Whether to write ``metrics.csv``.
+        services: Further loggers, see :mod:`spadnet.train.loggers`.
+        project: Name of the project there.
         show_progress: Whether to show a bar, or lines where there is no terminal.
         description: Stands before the bar.
         seed: Seed of what draws from torch's global generator.
@@ -122,6 +138,7 @@ def fit(
         How it ended. Ctrl-C and SIGTERM end it after the current step, saved.
 
     Raises:
+        NonFiniteError: If a loss or gradient is not finite once too often.
         ValueError: If the checkpoint does not fit the task.
         ConnectionError: If another rank ended.
         OSError: If the disk is full; the checkpoint before is untouched.
@@ -147,17 +164,27 @@ def fit(
     launch = find_launch()
     stop = StopOnSignal()
     progress = ShowProgress(description=description)
-    resolved = choose_precision(precision, device=None if accelerator == "auto" else accelerator)
+    task.skip_non_finite = skip_non_finite
+    if compile_backend is not None:
+        compile_modules(task.to_compile(), backend=compile_backend)
+    device = _device(accelerator)
+    resolved = choose_precision(precision, device=device)
+    scaled = [ScaledPrecision(device)] if resolved == "16-mixed" else []
     with quiet_lightning():
         trainer = Trainer(
             accelerator=accelerator,
             devices=1 if launch is None else launch.local_world_size,
             num_nodes=1 if launch is None else launch.num_nodes,
             strategy=build_strategy(strategy, launch, timeout=rank_timeout),
-            precision=resolved,
+            precision=None if scaled else resolved,
             max_epochs=1,  # an epoch is the whole training; the sampler ends it
             logger=build_loggers(
-                run_dir, start_step=start_step, tensorboard=tensorboard, csv_file=csv_file
+                run_dir,
+                start_step=start_step,
+                tensorboard=tensorboard,
+                csv_file=csv_file,
+                services=services,
+                project=project,
             ),
             callbacks=[
                 _SeedEachStep(seed),
@@ -168,6 +195,7 @@ def fit(
             ],
             plugins=[
                 AtomicCheckpointIO(),
+                *scaled,
                 # Said, not guessed: a batch script's own process is no task of a scheduler's step.
                 LightningEnvironment() if launch is None else TorchElasticEnvironment(),
             ],
@@ -179,7 +207,8 @@ def fit(
             use_distributed_sampler=False,
         )
     keep_freed_memory()
-    with fast_float32(), quiet_lightning(), end_with_others(launch):
+    exact = deterministic_algorithms() if deterministic else nullcontext()
+    with fast_float32(), exact, quiet_lightning(), end_with_others(launch):
         try:
             trainer.fit(
                 task,
@@ -194,7 +223,8 @@ def fit(
         step=step,
         seconds=time.monotonic() - begin,
         num_images=progress.num_images,
-        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()}
+        | dict(chain(*(one.latest.items() for one in callbacks if isinstance(one, Validate)))),
         checkpoint=find_last(run_dir),
         stopped_by=stop.received if step < datamodule.max_steps else None,
     )
@@ -213,7 +243,14 @@ def fit(
     return result
 
 
-def check_fits(task: LightningModule, saved: Mapping[str, Tensor], *, source: Path) -> None:
+def _device(accelerator: str) -> str:
+    """Kind of device that Lightning will choose."""
+    if accelerator != "auto":
+        return "cuda" if accelerator == "gpu" else accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_fits(task: nn.Module, saved: Mapping[str, Tensor], *, source: Path) -> None:
     """Say in one line what of a checkpoint does not fit the task.
 
     Args:
@@ -242,7 +279,7 @@ def _write_summary(
     wait_share: float | None,
 ) -> None:
     write_json(
-        run_dir / "summary.json",
+        run_dir / SUMMARY_FILE,
         {
             "status": "stopped" if result.stopped_by is not None else "finished",
             "steps": result.step,
@@ -255,9 +292,10 @@ def _write_summary(
             "device": str(trainer.strategy.root_device),
             "ranks": trainer.world_size,
             "threads": torch.get_num_threads(),
+            "graphs": num_graphs(),
             "checkpoint": None
             if result.checkpoint is None
             else str(checkpoint_path(Path(), result.step)),
-            "metrics": result.metrics,
+            "metrics": {k: v for k, v in result.metrics.items() if math.isfinite(v)},
         },
     )

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import platform
 import shlex
 import subprocess
@@ -13,6 +14,15 @@ from typing import Any
 import torch
 
 from spadnet.train.checkpoint import find_last, write_atomic
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+COMMAND_FILE = "command.txt"
+VERSIONS_FILE = "versions.json"
+DATA_FILE = "data.json"
+SUMMARY_FILE = "summary.json"
+RESULTS_FILE = "results.json"
 
 _PACKAGES = (
     "spadnet",
@@ -67,25 +77,41 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def record_run(run_dir: Path, *, config: str, command: Sequence[str]) -> None:
-    """Write what is about to run: ``config.yaml``, ``command.txt`` and ``versions.json``.
+def record_run(
+    run_dir: Path, *, config: str, command: Sequence[str], data: Mapping[str, Any] | None = None
+) -> None:
+    """Write what is about to run: configuration, command, versions and what is known of the data.
 
-    A command is appended, so that a resumed run shows all of them.
+    A command is appended, so that a resumed run shows all of them. That the data of a resumed run
+    have changed is warned of.
 
     Args:
         run_dir: Run folder.
         config: Composed configuration as YAML.
         command: The command line.
+        data: What is trained on; its ``sha256`` tells whether it has changed.
     """
-    write_atomic(run_dir / "config.yaml", lambda file: file.write(config.encode()))
-    log = run_dir / "command.txt"
+    write_atomic(run_dir / CONFIG_FILE, lambda file: file.write(config.encode()))
+    log = run_dir / COMMAND_FILE
     before = log.read_text() if log.is_file() else ""
     lines = before + shlex.join(command) + "\n"
     write_atomic(log, lambda file: file.write(lines.encode()))
     found: dict[str, Any] = dict(versions())
     found["executable"] = sys.executable
     found["git"] = git_state(Path(__file__).resolve().parents[2])
-    write_json(run_dir / "versions.json", found)
+    write_json(run_dir / VERSIONS_FILE, found)
+    if data is not None:
+        before_sum = _checksum(run_dir / DATA_FILE)
+        if before_sum not in (None, data.get("sha256")):
+            logger.warning("%s: the data have changed since this run began", run_dir)
+        write_json(run_dir / DATA_FILE, data)
+
+
+def _checksum(file: Path) -> str | None:
+    try:
+        return str(json.loads(file.read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def checkpoint_to_resume(run_dir: Path, resume: str | None) -> Path | None:

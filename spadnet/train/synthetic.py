@@ -10,7 +10,7 @@ from spadnet.data.labelled_steps import LabelledImages
 from spadnet.spacing import MAX_DEGREE, Spacing
 from spadnet.synthesis.appearance import Appearance
 from spadnet.synthesis.dataset import NUM_LABELS
-from spadnet.synthesis.generate import Source, random_spacing, synthesize
+from spadnet.synthesis.generate import Source, random_spacing, synthesize, synthesize_views
 
 _SPACING_STREAM = 0x5BAD  # keeps the draw of the spacing apart from that of the anatomy
 _SEVERITY_STREAM = 0x5E7E
@@ -65,20 +65,15 @@ def labelled_images(
     num_labels = NUM_LABELS[degree < MAX_DEGREE]
     for seed in seeds:
         spacing, anatomy = _spacing(seed, degree), _anatomy(seed, source)
-        first = synthesize([seed], size, spacing=spacing, num_labels=num_labels, source=anatomy)
-        second = None
+        looks = {0: Appearance()}
         if severities is not None:
             severity = float(torch.rand((), generator=_generator(seed, _SEVERITY_STREAM)))
             severity = severities[0] + (severities[1] - severities[0]) * severity
-            second = synthesize(
-                [seed],
-                size,
-                spacing=spacing,
-                num_labels=num_labels,
-                source=anatomy,
-                appearance=Appearance.at(severity),
-                view=1,
-            ).image
+            looks[1] = Appearance.at(severity)
+        first, *others = synthesize_views(
+            [seed], size, looks=looks, spacing=spacing, num_labels=num_labels, source=anatomy
+        )
+        second = others[0].image if others else None
         made.append(LabelledImages(first.image, first.labels, first.spacing, second))
     image, labels, spacings, views = zip(*made, strict=True)
     other_view = None if severities is None else torch.cat(views)

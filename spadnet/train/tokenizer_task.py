@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from spadnet.data.batch import Batch
@@ -18,11 +17,11 @@ from spadnet.losses.tokenizer import TokenizerLoss, TokenizerTerms
 from spadnet.models.quantizer import cosine_temperature
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.ranks import all_rows, from_first_rank
+from spadnet.train.average import restart_average
 from spadnet.train.code_start import kmeans, temperature_for_entropy
-from spadnet.train.gradients import average_gradients, clip_gradients
-from spadnet.train.metrics_log import log_means
-from spadnet.train.optim import OptimSettings, build_adamw, cosine_lr, set_lr
+from spadnet.train.optim import OptimSettings
 from spadnet.train.per_degree import metrics_per_degree
+from spadnet.train.step_task import Note, StepTask, Update
 
 DISCRIMINATOR_OPTIM = OptimSettings(lr=1e-3)
 
@@ -53,7 +52,7 @@ class CodeStart(NamedTuple):
     num_steps: int = 16
 
 
-class TokenizerTask(LightningModule):
+class TokenizerTask(StepTask):
     """Train a tokenizer, with a discriminator where one is given.
 
     A step gets the micro-batches of one optimiser step, each of one degree; their gradients add up.
@@ -85,34 +84,37 @@ class TokenizerTask(LightningModule):
             gate_threshold: Discriminator loss up to which the generator hears of it.
             seed: Seed of the quantizer's noise and of the clustering.
         """
-        super().__init__()
-        self.automatic_optimization = False
+        super().__init__(max_steps=max_steps, optim=optim)
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last_3d)
         self.loss = loss or TokenizerLoss()
         self.discriminator = discriminator
         self.gate = AdversarialGate(threshold=gate_threshold) if discriminator is not None else None
-        self.optim = optim
         self.discriminator_optim = discriminator_optim
         self.code_start = code_start
-        self.max_steps = max_steps
         self.seed = seed
+        self.keep_average()
+
+    @property
+    def trained(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.tokenizer
 
     @property
     def start_step(self) -> int:
         """Step at which the codebook starts."""
         return int(self.code_start.share * self.max_steps)
 
-    @property
-    def finished_steps(self) -> int:
-        """Number of optimiser steps done; Lightning counts both optimisers' steps."""
-        return self.trainer.global_step // (1 if self.discriminator is None else 2)
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One optimiser for the tokenizer and one for the discriminator."""
-        optimizers: list[torch.optim.Optimizer] = [build_adamw(self.tokenizer, settings=self.optim)]
+    def updates(self) -> list[Update]:
+        """The tokenizer, and the discriminator where there is one."""
+        updates = [Update(self.tokenizer, self.optim)]
         if self.discriminator is not None:
-            optimizers.append(build_adamw(self.discriminator, settings=self.discriminator_optim))
-        return optimizers
+            names = "train/discriminator", "train/discriminator_gradient_norm"
+            updates.append(Update(self.discriminator, self.discriminator_optim, *names))
+        return updates
+
+    def to_compile(self) -> list[nn.Module]:
+        """Encoder and decoder: what lies between changes its ways, and what judges its inputs."""
+        return [self.tokenizer.encoder, self.tokenizer.decoder]
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
         """Random numbers that are a pure function of seed, step and purpose, alike on all ranks."""
@@ -121,38 +123,35 @@ class TokenizerTask(LightningModule):
 
     # --- one step ---
 
-    def training_step(self, batch: Sequence[Batch], index: int) -> None:
-        """Do one optimiser step over the micro-batches."""
-        step = self.finished_steps
+    def before_step(self, step: int) -> None:
+        """Start the codebook when it is time."""
         if 0 < step == self.start_step:
             self.start_codes(self.recent_batches(step))
-        optimizers = cast(list[Any], self.optimizers(use_pl_optimizer=True))
-        optimizer, *others = optimizers if isinstance(optimizers, list) else [optimizers]
-        set_lr(optimizer, cosine_lr(step, max_steps=self.max_steps, settings=self.optim))
+
+    def accumulate(self, batch: Sequence[Batch], step: int) -> dict[str, Tensor | float]:
+        """Gradients of the tokenizer, then those of the discriminator."""
         generator = self.generator(step, purpose=0)
         rebuilt, terms = [], []
         for micro in batch:
-            part, reconstruction = self.generator_terms(micro, step, generator)
-            self.manual_backward(part.total / len(batch))
+            part, reconstruction, codes = self.generator_terms(micro, step, generator)
+            self.push(part.total, part.total / len(batch))
             rebuilt.append(reconstruction.detach())
             terms.append(TokenizerTerms(*(t.detach() for t in part)))
-        average_gradients(self.tokenizer.parameters())
+            of_samples = self.loss.of_samples(rebuilt[-1], micro.image)
+            self.notes.append(Note(micro.keys, of_samples, codes))
         metrics = self.term_means(terms, batch)
-        metrics["train/gradient_norm"] = clip_gradients(self.tokenizer, self.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        if others:
-            metrics |= self.discriminator_step(batch, rebuilt, others[0], step)
-        log_means(self, metrics)
+        if self.discriminator is not None:
+            metrics |= self.judge(self.discriminator, batch, rebuilt)
+        return metrics
 
     def generator_terms(
         self, micro: Batch, step: int, generator: torch.Generator
-    ) -> tuple[TokenizerTerms, Tensor]:
-        """Losses of one micro-batch and its reconstruction."""
+    ) -> tuple[TokenizerTerms, Tensor, Tensor | None]:
+        """Losses of one micro-batch, its reconstruction, and codes [B, d, h, w] if it has any."""
         # Convolutions in this layout are several times faster on CPU, with one channel 100 times.
         image = micro.image.to(memory_format=torch.channels_last_3d)
         degree = micro.degree
-        logits, quantizer_losses = None, None
+        logits, quantizer_losses, codes = None, None, None
         if step < self.start_step:
             latents = self.normalised_latents(image, degree)
             reconstruction = self.tokenizer.decode(latents, degree)
@@ -161,7 +160,7 @@ class TokenizerTask(LightningModule):
             reconstruction, tokens = self.tokenizer(
                 image, degree, temperature=temperature, generator=generator
             )
-            logits, quantizer_losses = tokens.logits, tokens.losses
+            logits, quantizer_losses, codes = tokens.logits, tokens.losses, tokens.index
         adversarial = None
         if self.discriminator is not None and self.gate is not None and self.gate.is_open:
             adversarial = hinge_generator_loss(self.discriminator(reconstruction, degree))
@@ -174,36 +173,23 @@ class TokenizerTask(LightningModule):
             adversarial=adversarial,
             generator=generator,
         )
-        return terms, reconstruction
+        return terms, reconstruction, codes
 
-    def discriminator_step(
-        self, batch: Sequence[Batch], rebuilt: Sequence[Tensor], optimizer: Any, step: int
+    def judge(
+        self, discriminator: nn.Module, batch: Sequence[Batch], rebuilt: Sequence[Tensor]
     ) -> dict[str, Tensor | float]:
-        """Train the discriminator on images and their reconstructions; return what to log."""
-        assert self.discriminator is not None
+        """Gradients of the discriminator, by images and their reconstructions; what to log."""
         assert self.gate is not None
-        rate = cosine_lr(step, max_steps=self.max_steps, settings=self.discriminator_optim)
-        set_lr(optimizer, rate)
-        optimizer.zero_grad()  # the generator's turn left gradients here
+        discriminator.zero_grad()  # the generator's turn left gradients here
         losses = []
         for micro, fake in zip(batch, rebuilt, strict=True):
             loss = hinge_discriminator_loss(
-                self.discriminator(micro.image, micro.degree),
-                self.discriminator(fake, micro.degree),
+                discriminator(micro.image, micro.degree), discriminator(fake, micro.degree)
             )
-            self.manual_backward(loss / len(batch))
-            losses.append(loss.detach())
-        average_gradients(self.discriminator.parameters())
-        norm = clip_gradients(self.discriminator, self.discriminator_optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+            losses.append(self.push(loss, loss / len(batch)))
         mean = torch.stack(losses).mean()
         self.gate.update(mean)
-        return {
-            "train/discriminator": mean,
-            "train/discriminator_gradient_norm": norm,
-            "train/gate_open": float(self.gate.is_open),
-        }
+        return {"train/discriminator": mean, "train/gate_open": float(self.gate.is_open)}
 
     def term_means(
         self, terms: Sequence[TokenizerTerms], batch: Sequence[Batch]
@@ -251,3 +237,5 @@ class TokenizerTask(LightningModule):
         # Every rank has clustered the same, but a GPU may round differently each time.
         shared = from_first_rank(torch.tensor([temperature], device=self.device))
         self.tokenizer.quantizer.start_from(from_first_rank(centres), temperature=float(shared))
+        if self.averaged is not None:
+            restart_average(self.averaged, self.tokenizer)

@@ -82,6 +82,8 @@ def find_weights(folder: Path) -> Iterator[ModelInfo]:
             config = read_config(config_file.parent)
         except ValueError:
             continue  # another program's config.json, or a folder that loading would refuse
+        if not (config_file.parent / WEIGHTS_FILE).is_file():
+            continue  # a download that was damaged, whose weights were removed
         yield _describe(config_file.parent, config)._replace(source=str(config_file.parent))
 
 

@@ -11,7 +11,7 @@ tokenizer = spadnet.load_tokenizer("FOLDER")
 reconstruction, codes = tokenizer(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())""",
     "SpadViT": """\
 encoder = spadnet.load_encoder("FOLDER")
-embedding = encoder("image.nii.gz")  # .cls [C], .tokens [D, H, W, C], .spacing""",
+embedding = encoder("image.nii.gz")  # .cls [C], .tokens [D, H, W, C], .grid, .spacing""",
 }
 _USE["SpadUNet"] = """\
 from spadnet.weights.hub import load_pretrained

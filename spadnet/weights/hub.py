@@ -185,14 +185,14 @@ def load_checkpoint(
         raise ValueError(
             f"{folder}: holds a {kind}, not a {expect.__name__}; spadnet.{reader} reads it"
         )
-    model = _build(kind, arguments, where=where)
+    model = build_from_arguments(kind, arguments, where=where)
     stated = config["contract"]
     if prefix and isinstance(model, SpadViT):  # the stride of its own, not of what it is part of
         stated = {**stated, "stride": model.patch_embed.patch_size}
     contract = read_contract(stated, model=model, where=where)
     if in_chans is not None or pos_grid is not None:
         changed = _change(arguments, kind=kind, in_chans=in_chans, pos_grid=pos_grid)
-        model = _build(kind, changed, where=where)
+        model = build_from_arguments(kind, changed, where=where)
     if num_classes is not None and not isinstance(model, SpadViT | SpadUNet):
         raise ValueError(f"{folder}: a {kind} has no classifier, got num_classes={num_classes}")
     state, left_out = read_weights(folder / WEIGHTS_FILE, prefix=prefix)
@@ -245,16 +245,32 @@ def load_vit(source: str | Path, **options: Any) -> SpadViT:
     return model
 
 
-def _build(kind: str, arguments: Any, *, where: str) -> Model:
-    """Build a model on the meta device: all of its values are about to be read."""
+def build_from_arguments(
+    kind: str, arguments: Any, *, where: str, device: torch.device | str = "meta"
+) -> Model:
+    """Build a model from what ``config.json`` holds under ``model``.
+
+    Args:
+        kind: Name of its class.
+        arguments: Of its constructor, as plain types.
+        where: The file, for messages.
+        device: Where its values are; by default nowhere, for they are about to be read.
+
+    Raises:
+        ValueError: If there is no such class, or it does not take these arguments.
+    """
+    if kind not in _CLASSES:
+        raise ValueError(f"{where}: unknown model class {kind!r}{suggest(kind, _CLASSES)}")
     parameters = inspect.signature(_CLASSES[kind]).parameters
     required = [name for name, p in parameters.items() if p.default is p.empty]
     check_entries(arguments, list(parameters), required=required, where=f"{where}: {kind}")
     rest = dict(arguments)
-    vit = _build("SpadViT", rest.pop("vit"), where=where) if "vit" in parameters else None
+    vit = None
+    if "vit" in parameters:
+        vit = build_from_arguments("SpadViT", rest.pop("vit"), where=where, device=device)
     build: Any = _CLASSES[kind]
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return cast(Model, build(**rest) if vit is None else build(vit, **rest))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{where}: cannot build a {kind}: {error}") from error

@@ -3,19 +3,18 @@
 import pytest
 import torch
 import yaml
-from torch import nn
 
 from spadnet.cli.configure import configure
 from spadnet.cli.finetune import with_length
 from spadnet.cli.finetune_data import build_steps, preparation
-from spadnet.cli.finetune_model import build_classifier, build_segmentor, finetune_settings
+from spadnet.cli.finetune_model import build_classifier, build_segmentor, recipe_optim
 from spadnet.cli.training import plain
 from spadnet.cli.usage import config_groups, config_root
 from spadnet.data.task_images import TaskImage
 from spadnet.data.tasks import TaskData
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.spacing import Spacing
-from spadnet.train.finetune_task import FinetuneTask
+from spadnet.train.optim import learning_rate
 
 FOLDER = config_root() / "experiment"
 
@@ -53,7 +52,7 @@ def test_experiment_can_be_built(experiment: str) -> None:
             task = TaskData("x", "classification", ("a", "b"), [])
             model = build_classifier(settings, task)
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
-    finetune_settings(settings)
+    recipe_optim(settings)
     preparation(settings["data"], in_chans=1, is_map=is_map)
     build_steps(settings["data"], [CASE], seed=0, is_map=is_map, stride=16)
 
@@ -83,9 +82,9 @@ def test_published_segmentation(experiment: str, batch: int, in_chans: int) -> N
     config = configure("finetune", [f"experiment={experiment}"])
     assert config is not None
     settings = plain(config)
-    rules = finetune_settings(settings)
+    optim = recipe_optim(settings)
     assert (settings["trainer"]["max_steps"], settings["data"]["batch_size"]) == (50_000, batch)
-    assert (rules.optim.lr, rules.ema, settings["validate"]["overlap"]) == (1e-4, 0, 0.75)
+    assert (optim.lr, optim.ema, settings["validate"]["overlap"]) == (1e-4, 0, 0.75)
     assert settings["validate"]["flips"] == [0, 1, 2]
     with torch.device("meta"):
         task = TaskData("x", "segmentation", ("background", "a"), [])
@@ -108,9 +107,10 @@ def test_published_classification(experiment: str, size: tuple[int, int, int], d
     assert (rule.size, rule.degree, settings["data"]["batch_size"]) == (size, degree, 32)
     steps = settings["trainer"]["max_steps"]
     assert (steps, settings["validate"]["every_steps"]) == (14_800, 148)  # epochs of 4708 images
-    task = FinetuneTask(
-        nn.Linear(1, 1), nn.Identity(), max_steps=steps, settings=finetune_settings(settings)
-    )
-    rates = [task.rate(steps * share // 100) for share in (49, 50, 74, 75, 99)]
+    optim = recipe_optim(settings)
+    rates = [
+        learning_rate(steps * share // 100, max_steps=steps, settings=optim)
+        for share in (49, 50, 74, 75, 99)
+    ]
     assert rates == pytest.approx([1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
     assert (settings["recipe"]["mode"], settings["model"]["global_pool"]) == ("full", "token")

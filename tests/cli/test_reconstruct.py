@@ -137,6 +137,15 @@ def test_grey_passes_a_colour_model_as_one_channel(scans: Path) -> None:
     assert not torch.allclose(small.values, made.values)
 
 
+def test_images_beyond_the_training_are_warned_of_once(
+    pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = save_pretrained(tiny_tokenizer(), tmp_path / "t", training={"degrees": [0, 1]})
+    code, _, err = run(capsys, f"in={pictures}", f"out={tmp_path / 'out'}", f"tokenizer={folder}")
+    assert code == 0, err
+    assert err.count("degree 5 of anisotropy was not in the training (degrees 0, 1)") == 1
+
+
 def test_unusable_files_are_listed(
     scans: Path, tokenizer: Path, tmp_path: Path, capsys: Capture
 ) -> None:

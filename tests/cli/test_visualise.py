@@ -60,6 +60,22 @@ def test_maps_lie_on_the_grid_of_the_input(
         assert PIL.Image.open(out / f"scan_{name}.png").mode == "RGB"
 
 
+def test_images_beyond_the_training_are_warned_of_once_for_each_model(
+    pictures: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    vit = SpadViT(in_chans=1, embed_dim=16, depth=1, num_heads=2, pos_grid=(2, 2, 2))
+    save_pretrained(vit, tmp_path / "encoder", training={"degrees": [0, 1]})
+    tokenizer = Tokenizer(in_chans=1, widths=(8, 16), stem_stride=8, codebook_size=11)
+    save_pretrained(tokenizer, tmp_path / "tokenizer", training={"degrees": [2]})
+    arguments = [f"in={pictures}", f"out={tmp_path / 'maps'}"]
+    models = [f"{name}={tmp_path / kind}" for name, kind in
+              (("model", "encoder"), ("tokenizer", "tokenizer"))]  # fmt: skip
+    code, err = run(capsys, *arguments, *models)
+    assert code == 0, err
+    assert err.count("degree 5 of anisotropy was not in the training") == 2
+    assert err.count("(degrees 0, 1)") == err.count("(degrees 2)") == 1
+
+
 def test_one_model_is_enough(pictures: Path, models: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "maps"
     code, err = run(capsys, f"in={pictures / 'a.png'}", f"out={out}", f"tokenizer={models}")

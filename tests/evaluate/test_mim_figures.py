@@ -1,6 +1,7 @@
 """Figures of stage 2 on hand-made cases whose answers are known."""
 
 import math
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -22,6 +23,7 @@ class Constant(nn.Module):
     def __init__(self, probs: Tensor | None) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(1))
+        self.vit = SimpleNamespace(in_chans=1)
         self.probs = probs
         self.targets: list[Tensor] = []
 

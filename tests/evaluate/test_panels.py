@@ -1,5 +1,6 @@
 """Laws of the pictures: the mask hides, perfect predictions reconstruct, pixels are square."""
 
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -21,6 +22,7 @@ class Oracle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(1))
+        self.vit = SimpleNamespace(in_chans=1)
 
     def forward(self, x: Tensor, visible_index: Tensor, target: Tensor, degree: int) -> MimOutput:
         masked = complement_index(visible_index, target.shape[1])

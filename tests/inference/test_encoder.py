@@ -67,6 +67,7 @@ def test_file_is_read_and_encoded_at_the_degree_of_its_spacing(
     assert embedding.patch == required_multiple(degree)
     prepared = encoder.prepare(read_image(path)).array.shape[1:]
     grid = tuple(math.ceil(n / step) for n, step in zip(prepared, embedding.patch, strict=True))
+    assert embedding.grid == grid
     assert embedding.tokens.shape == (*grid, WIDTH)
     assert embedding.cls.shape == (WIDTH,)
     assert embedding.cls.dtype == embedding.tokens.dtype == torch.float32
@@ -356,6 +357,12 @@ def test_spacing_outside_the_trained_range_warns_once(
     assert len(warned) == (reason is not None)
     if reason is not None:
         assert re.search(reason, warned[0])
+
+
+def test_degree_that_the_model_is_told_may_differ_from_that_of_the_spacing() -> None:
+    trained = TrainedRange(degrees=(0,))
+    assert trained.missed_by(Spacing(5, 1, 1), degree=0) is None
+    assert "degree 2" in (trained.missed_by(Spacing(1, 1, 1), degree=2) or "")
 
 
 def test_range_of_a_training_is_that_of_its_volumes() -> None:

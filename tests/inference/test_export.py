@@ -160,6 +160,12 @@ def test_fine_tuned_models_give_logits(kind: str, degree: int, format: Any, tmp_
     torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=0)
 
 
+def test_model_in_half_precision_is_exported_in_full_and_left_as_it_is(tmp_path: Path) -> None:
+    model = tokenizer().bfloat16()
+    export_model(model, tmp_path / "model.pt2", degree=5, format="torch_export")
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+
+
 def test_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -9,7 +9,11 @@ import torch
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 
 from spadnet.inference.monai_bundle import BundleNetwork, export_bundle
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.mim import MaskedImageModel
+from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import required_multiple
@@ -56,19 +60,33 @@ SCHEMA = {
 }  # fmt: skip
 
 
+FINE_TUNED = ("classes", "attention", "conv", "unet", "segmentor")
+
+
 def load(kind: str, folder: Path) -> Loaded:
     torch.manual_seed(0)
     model: Any
-    if kind == "tokenizer":
-        model = Tokenizer(in_chans=1, widths=(8, 16), stem_stride=8, codebook_size=11)
-    else:
-        model = SpadViT(in_chans=3, embed_dim=16, depth=1, num_heads=1, pos_grid=(2, 2, 2))
-    return load_checkpoint(save_pretrained(model, folder / kind, training={"data": ["IXI"]}))
+    vit = SpadViT(in_chans=3, embed_dim=24, depth=4, num_heads=1, pos_grid=(2, 2, 2))
+    model = {
+        "tokenizer": lambda: Tokenizer(in_chans=1, widths=(8, 16), stem_stride=8, codebook_size=11),
+        "encoder": lambda: vit,
+        "classes": lambda: SpadViT(
+            in_chans=1, num_classes=2, embed_dim=16, depth=1, num_heads=1, pos_grid=(2, 2, 2)
+        ),
+        "attention": lambda: AttentionClassifier(vit, num_classes=3),
+        "conv": lambda: SpadConvNet(in_chans=1, num_classes=2, widths=(8, 16)),
+        "unet": lambda: SpadUNet(
+            in_chans=1, num_classes=2, features=(8, 16), deep_supervision=False
+        ),
+        "segmentor": lambda: VitSegmentor(vit, num_classes=2, widths=(8,) * 6),
+    }[kind]()
+    facts = {"data": ["IXI"], "task": {"classes": ["background", "heart"]}}
+    return load_checkpoint(save_pretrained(model, folder / kind, training=facts))
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning")
 @pytest.mark.parametrize("degree", [0, 2, 5])
-@pytest.mark.parametrize("kind", ["tokenizer", "encoder"])
+@pytest.mark.parametrize("kind", ["tokenizer", "encoder", *FINE_TUNED])
 def test_bundle_passes_the_checks_of_monai(kind: str, degree: int, tmp_path: Path) -> None:
     loaded, folder = load(kind, tmp_path), tmp_path / "new" / "bundle"
     export_bundle(loaded, folder, degree=degree)
@@ -89,7 +107,7 @@ def test_bundle_passes_the_checks_of_monai(kind: str, degree: int, tmp_path: Pat
         verify_metadata(meta_file=str(tmp_path / "broken.json"), filepath=schema)
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "encoder"])
+@pytest.mark.parametrize("kind", ["tokenizer", "encoder", *FINE_TUNED])
 def test_bundle_computes_what_the_model_computes(kind: str, tmp_path: Path) -> None:
     loaded, folder = load(kind, tmp_path), tmp_path / "bundle"
     export_bundle(loaded, folder, degree=2)
@@ -100,11 +118,14 @@ def test_bundle_computes_what_the_model_computes(kind: str, tmp_path: Path) -> N
     parser["device"] = "cpu"
     parser.get_parsed_content("load")
     network = parser.get_parsed_content("network").eval()
-    x = torch.rand(2, loaded.contract.channels, *(2 * step for step in required_multiple(2)))
+    patch = required_multiple(2, stride=loaded.contract.stride)
+    x = torch.rand(2, loaded.contract.channels, *(2 * step for step in patch))
     with torch.no_grad():
         found = network(x)
         if kind == "tokenizer":
             expected = loaded.model(x, 2)[0]
+        elif kind in FINE_TUNED:
+            expected = loaded.model(x, 2)
         else:
             tokens = loaded.model.forward_features(x, 2)[:, 1:]  # type: ignore[union-attr,operator]
             expected = tokens.transpose(1, 2).unflatten(2, (2, 2, 2))
@@ -112,6 +133,8 @@ def test_bundle_computes_what_the_model_computes(kind: str, tmp_path: Path) -> N
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
     assert metadata["spadnet"]["contract"]["intensity"]["percentiles"] == [0.5, 99.5]
     assert metadata["data_source"] == "IXI"
+    names = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert ("heart" in names.values()) == (kind in ("classes", "conv", "unet", "segmentor"))
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -126,5 +149,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a MaskedImageModel"):
         export_bundle(mim, tmp_path / "bundle", degree=2)
     assert not (tmp_path / "bundle").exists()
-    with pytest.raises(ValueError, match="model must be one of SpadViT, Tokenizer, got 'UNet'"):
-        BundleNetwork("UNet", {}, 2)
+    with pytest.raises(ValueError, match="unknown model class 'SpadUnet'; did you mean 'SpadUNet'"):
+        BundleNetwork("SpadUnet", {}, 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spadnet.spacing import Spacing
-from spadnet.synthesis import Appearance, random_spacing, synthesize
+from spadnet.synthesis import Appearance, random_spacing, synthesize, synthesize_views
 
 CASES = [
     ((1, 32, 48), Spacing.planar(0.7, 0.7)),
@@ -156,3 +156,14 @@ def test_device_does_not_matter(size, spacing, source):
     there = synthesize(range(3), size, **arguments, device="cuda")
     assert (here.labels == there.labels.cpu()).float().mean() > 0.999
     assert ((here.image - there.image.cpu()).abs() < 1e-3).float().mean() > 0.995
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_views_made_together_are_those_made_one_by_one(source):
+    looks = {0: Appearance(), 3: Appearance.at(0.9), 1: Appearance.at(0.1)}
+    settings = {"spacing": Spacing(2.0, 1.0, 1.0), "num_labels": 5, "source": source}
+    together = synthesize_views([7, 8], (4, 16, 16), looks=looks, **settings)
+    for sample, (view, look) in zip(together, looks.items(), strict=True):
+        alone = synthesize([7, 8], (4, 16, 16), view=view, appearance=look, **settings)
+        assert all(map(torch.equal, sample, alone))
+    assert not torch.equal(together[0].image, together[1].image)

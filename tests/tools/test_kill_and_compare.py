@@ -11,8 +11,9 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 TOOL = TOOLS / "kill_and_compare.py"
 
 
-def test_a_killed_training_ends_the_same() -> None:
-    command = [sys.executable, str(TOOL), "--stage", "tokenizer", "--kills", "1", "--steps", "10"]
+@pytest.mark.parametrize("stage", ["tokenizer", "finetune"])
+def test_a_killed_training_ends_the_same(stage: str) -> None:
+    command = [sys.executable, str(TOOL), "--stage", stage, "--kills", "1", "--steps", "10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 kills, no differing bit" in done.stdout

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import LightningModule
 from torch.utils.data import Dataset
 
 from spadnet.data.batch import Batch
@@ -19,6 +18,7 @@ from spadnet.train.objectives import TokenObjective
 from spadnet.train.optim import OptimSettings
 from spadnet.train.pretrain_task import Part, PretrainTask
 from spadnet.train.run import FitResult, fit
+from spadnet.train.step_task import StepTask
 from spadnet.train.tokenizer_task import CodeStart, TokenizerTask
 
 NUM_CODES = 8
@@ -94,7 +94,7 @@ def mim_task(max_steps: int) -> PretrainTask:
     return PretrainTask({"tokens": Part(model, objective)}, max_steps=max_steps, optim=OPTIM)
 
 
-TASKS: dict[str, Callable[[int], LightningModule]] = {
+TASKS: dict[str, Callable[[int], StepTask]] = {
     "tokenizer": tokenizer_task,
     "adversarial": adversarial_task,
     "mim": mim_task,
@@ -102,8 +102,8 @@ TASKS: dict[str, Callable[[int], LightningModule]] = {
 
 
 @pytest.fixture(params=sorted(TASKS))
-def build_task(request: pytest.FixtureRequest) -> Callable[[int], LightningModule]:
-    """Build the task of either stage for a number of steps."""
+def build_task(request: pytest.FixtureRequest) -> Callable[[int], StepTask]:
+    """Build the task of some stage for a number of steps."""
     return TASKS[request.param]
 
 
@@ -112,7 +112,7 @@ def quick_fit() -> Callable[..., FitResult]:
     """Fit on random images on the CPU."""
 
     def run(
-        task: LightningModule,
+        task: StepTask,
         run_dir: Path,
         *,
         max_steps: int,

@@ -1,13 +1,25 @@
 """The schedule is a function of the step; decay spares what it should."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.quantizer import SoftQuantizer
+from spadnet.models.tokenizer import spad_vt_tiny
 from spadnet.models.vit import SpadViT
-from spadnet.train.optim import DenseAdamW, OptimSettings, build_adamw, cosine_lr, parameter_groups
+from spadnet.train.optim import (
+    DenseAdamW,
+    OptimSettings,
+    build_adamw,
+    check_settings,
+    cosine_lr,
+    learning_rate,
+    parameter_groups,
+    set_lr,
+)
 
 SETTINGS = OptimSettings(lr=1.0, final_lr=0.1, warmup_steps=10)
 
@@ -74,3 +86,46 @@ def test_kernels_stored_channels_last_are_updated_alike_and_stay_so() -> None:
         assert optimizer.state[kernel]["exp_avg"].shape == kernel.shape
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "steps", "tanh", "poly"])
+def test_rates_rise_to_the_highest_and_fall_whichever_way(schedule: Any) -> None:
+    settings = SETTINGS._replace(schedule=schedule)
+    rates = [learning_rate(step, max_steps=100, settings=settings) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert [max(rates), rates[10]] == pytest.approx([1.0, 1.0])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.01 if schedule == "steps" else 0.1, rel=0.05)
+    # A function of the step alone, in whatever order it is asked.
+    assert learning_rate(50, max_steps=100, settings=settings) == rates[50]
+
+
+def test_rate_falls_to_a_tenth_after_half_and_three_quarters() -> None:
+    settings = OptimSettings(lr=1e-2, schedule="steps")
+    rates = [learning_rate(step, max_steps=100, settings=settings) for step in (0, 49, 50, 75)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4])
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for change, message in (
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({"layer_decay": 0.0}, "layer_decay must lie in"),
+        ({"ema": 1.0}, "ema in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_settings(SETTINGS._replace(**change))  # type: ignore[arg-type]
+
+
+def test_layers_of_a_masked_image_model_decay_and_a_tokenizer_has_none() -> None:
+    vit = SpadViT(in_chans=1, embed_dim=12, depth=2, num_heads=1, pos_grid=(1, 2, 2))
+    model = MaskedImageModel(vit, codebook_size=8)
+    optimizer = build_adamw(model, settings=SETTINGS._replace(layer_decay=0.5))
+    set_lr(optimizer, 1.0)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    head, stem = model.head[0].weight, vit.patch_embed.proj.weight
+    blocks = [rate[id(block.attn.proj.weight)] for block in vit.blocks]  # type: ignore[union-attr]
+    assert rate[id(head)] == rate[id(model.mask_token)] == 1
+    assert [rate[id(stem)], *blocks] == [0.125, 0.25, 0.5]
+    with pytest.raises(ValueError, match="a Tokenizer has no layers to decay over"):
+        build_adamw(spad_vt_tiny(), settings=SETTINGS._replace(layer_decay=0.5))

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from rank_program import STEPS, train
+from rank_program import STEPS, AtStep, train
 
 from spadnet.train.checkpoint import find_last, list_checkpoints, read_checkpoint
 from spadnet.train.launch import Launch, find_launch, rank_label
 from spadnet.train.metrics_log import read_rows
 
 PROGRAM = Path(__file__).parents[1] / "rank_program.py"
-PARTS = ["tokenizer", "adversarial", "gumbel", "mim-stop", "fsdp", "failing-raise"]
+PARTS = ["tokenizer", "adversarial", "gumbel", "mim-stop", "fsdp"]
+PARTS += ["skipping-poison", "failing-raise"]
 
 
 class Done(NamedTuple):
@@ -53,13 +54,26 @@ def compare(ours: Path, theirs: Path) -> None:
         assert row.keys() == other.keys()
         for name in row:
             if row[name] or other[name]:
-                assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-4, abs=1e-6)
+                assert float(row[name]) == pytest.approx(
+                    float(other[name]), rel=1e-4, abs=1e-6, nan_ok=True
+                )
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "adversarial", "gumbel", "fsdp"])
 def test_two_ranks_equal_one(two_ranks: Done, name: str, tmp_path: Path) -> None:
     train(tmp_path, name)
     compare(two_ranks.folder / name, tmp_path / name)
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(
+    two_ranks: Done, tmp_path: Path
+) -> None:
+    train(tmp_path, "skipping", callbacks=[AtStep(3, "poison")])
+    run = two_ranks.folder / "skipping"
+    compare(run, tmp_path / "skipping")
+    assert read_rows(run / "metrics.csv")[-1]["train/skipped_steps"] == "1.0"
+    files = sorted(path.name for path in (run / "non_finite" / "step-00000004").iterdir())
+    assert files == ["batch-0.pt", "batch-1.pt", "before.ckpt"]
 
 
 def test_a_signal_to_one_rank_stops_all_and_one_process_continues(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,42 @@ def test_checkpoint_of_other_widths_is_refused_in_one_line(
     other.extra = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"not fit this configuration: extra\.bias is missing"):
         quick_fit(other, tmp_path, max_steps=4, resume="auto")
+
+
+class FullDiskAt(Callback):
+    """Lets no file grow beyond a few kilobytes from some step on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if finished_steps(trainer) == self.step:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+
+
+def test_full_disk_while_a_checkpoint_is_written_loses_nothing(
+    build_task: BuildTask, quick_fit: Fit, tmp_path: Path
+) -> None:
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    quick_fit(build_task(6), whole, max_steps=6)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*step-00000004\.ckpt"):
+            quick_fit(
+                build_task(6), full, max_steps=6, save_every_steps=2, callbacks=[FullDiskAt(3)]
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (full / "checkpoints").iterdir()] == ["step-00000002.ckpt"]
+    quick_fit(build_task(6), full, max_steps=6, save_every_steps=2, resume="auto")
+    states = [
+        read_checkpoint(path / "checkpoints" / "step-00000006.ckpt") for path in (whole, full)
+    ]
+    assert same(states[0]["state_dict"], states[1]["state_dict"])
+    assert same(states[0]["optimizer_states"], states[1]["optimizer_states"])
 
 
 def test_second_signal_stops_at_once_without_saving(

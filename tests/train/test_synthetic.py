@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from spadnet.data.crop_plan import NO_AUGMENT
+from spadnet.data.crop_plan import NO_AUGMENT, Size
 from spadnet.data.datasets import StepDataset, Volume
 from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
-from spadnet.train.synthetic import synthetic_images
+from spadnet.synthesis.dataset import NUM_LABELS
+from spadnet.train.synthetic import labelled_images, synthetic_images
 
 
 @pytest.mark.parametrize("degree", range(MAX_DEGREE + 1))
@@ -67,3 +68,43 @@ def test_mix_up_blends_synthesis_into_its_share_of_the_real_crops() -> None:
 def test_impossible_mix_up_is_named(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="mix_up"):
         step_data(**settings)
+
+
+@pytest.mark.parametrize(("degree", "size"), [(5, (1, 32, 32)), (3, (2, 32, 32))])
+def test_labelled_images_show_one_anatomy_twice(degree: int, size: Size) -> None:
+    made = labelled_images([3, 4], size, degree=degree)
+    images, spacing = synthetic_images([3, 4], size, degree=degree)
+    assert torch.equal(made.spacing, spacing)
+    assert made.labels.shape == (2, *size)
+    assert 1 < made.labels.unique().numel() <= NUM_LABELS[degree < MAX_DEGREE]
+    assert made.other_view is not None
+    assert made.other_view.shape == made.image.shape == images.shape
+    assert 0 <= made.other_view.min() < made.other_view.max() <= 1
+    for view in (made.image, made.other_view):
+        assert explained(view, made.labels) > 2 * explained(view, made.labels.roll(1, 0))
+    assert not torch.allclose(made.image, made.other_view, atol=0.1)
+    single = labelled_images([4], size, degree=degree, severities=None)
+    assert single.other_view is None
+    assert torch.equal(single.image[0], made.image[1])
+    assert torch.equal(single.labels[0], made.labels[1])
+
+
+def explained(images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of the intensities' variance that labels explain."""
+    shares = []
+    for image, own in zip(images[:, 0], labels, strict=True):
+        means = torch.zeros_like(image)
+        for label in own.unique():
+            means[own == label] = image[own == label].mean()
+        shares.append(float(means.var() / image.var()))
+    return sum(shares) / len(shares)
+
+
+def test_severity_of_the_second_view_can_be_chosen() -> None:
+    mild, severe = (
+        labelled_images(range(8), (1, 32, 32), degree=5, severities=(s, s)) for s in (0.0, 1.0)
+    )
+    assert torch.equal(mild.image, severe.image)
+    assert mild.other_view is not None
+    assert severe.other_view is not None
+    assert explained(mild.other_view, mild.labels) > explained(severe.other_view, severe.labels)

@@ -42,6 +42,7 @@ def test_weights_are_found_below_a_folder_and_broken_ones_are_not(tmp_path: Path
     encoder = folder_of_weights(tmp_path / "runs" / "a" / "encoder")
     broken = folder_of_weights(tmp_path / "runs" / "b")
     (broken / "config.json").write_text("{}")
+    (folder_of_weights(tmp_path / "runs" / "c") / "model.safetensors").unlink()
     (info,) = find_weights(tmp_path / "runs")
     size = (encoder / "model.safetensors").stat().st_size / 1e6
     count = sum(value.numel() for value in load_vit(encoder).state_dict().values())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import FeatureInfo, group_parameters
 
 import spadnet  # enters the names
@@ -162,6 +163,9 @@ def test_intermediates_come_with_the_features() -> None:
     assert not torch.allclose(short, output)
     with pytest.raises(ValueError, match="output_fmt must be 'NCHW' or 'NLC', got 'NHWC'"):
         model.forward_intermediates(x, output_fmt="NHWC")
+    model.train().set_grad_checkpointing()
+    again, kept = model.forward_intermediates(x)
+    torch.testing.assert_close((again, kept), (output, maps))
 
 
 def test_pruning_keeps_what_the_maps_need() -> None:
@@ -211,7 +215,19 @@ def test_parameter_groups_by_layer() -> None:
     assert model.no_weight_decay() <= set(groups)
 
 
+def test_flags_of_the_factory_are_taken() -> None:
+    model = make(scriptable=True, exportable=True, no_jit=True).eval()
+    assert model(image(model, 32, 32)).isfinite().all()
+
+
 # --- weights ---
+
+
+def test_factory_reads_a_file_of_weights(tmp_path: Path) -> None:
+    source, file = make(num_classes=3), tmp_path / "model.safetensors"
+    save_file(source.state_dict(), file)
+    model = make(num_classes=3, checkpoint_path=str(file))
+    assert all(value.equal(source.state_dict()[k]) for k, value in model.state_dict().items())
 
 
 def test_pretrained_weights_come_from_a_checkpoint_folder(tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""What pre-training is validated on, from a ``validate`` section."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from torch import nn
+
+from spadnet.cli.data import Data, load_held_out
+from spadnet.cli.finetune_data import find_task, preparation, read_split
+from spadnet.cli.usage import UsageError, config_root
+from spadnet.data.task_images import TaskImage
+from spadnet.evaluate.held_out import HeldOut
+from spadnet.evaluate.held_out_views import held_out_views
+from spadnet.evaluate.knn_probe import probe_accuracy
+from spadnet.evaluate.validation import (
+    MaskRule,
+    mim_pictures,
+    mim_scores,
+    one_of_each_degree,
+    tokenizer_pictures,
+    tokenizer_scores,
+)
+from spadnet.losses.perceptual import build_perceptual
+from spadnet.models.mim import MaskedImageModel
+from spadnet.models.tokenizer import Tokenizer
+from spadnet.train.validation import Judge, Picture, Scores, Validate
+
+logger = logging.getLogger(__name__)
+
+_LPIPS = "lpips-vgg16"
+
+
+def build_validation(
+    settings: Mapping[str, Any],
+    data: Data,
+    folder: Path,
+    *,
+    in_chans: int,
+    judge: Callable[[Sequence[HeldOut]], Judge],
+) -> Validate | None:
+    """Validation of a pre-training; None where it was switched off.
+
+    Args:
+        settings: Composed configuration as plain types.
+        data: Batches of the training, and the images kept out of it.
+        folder: Run folder.
+        in_chans: Channels of the images.
+        judge: How a model is judged on held-out images.
+    """
+    section = settings["validate"]
+    if section["every_steps"] is None:
+        return None
+    volumes = load_held_out(section, data, in_chans=in_chans)
+    images = held_out_views(
+        volumes,
+        degrees=data.degrees,
+        per_degree=section["per_degree"],
+        tokens=section["tokens"],
+    )
+    if not images:
+        raise UsageError("validate.path: no image has a degree that the training draws")
+    counts = {degree: sum(image.degree == degree for image in images) for degree in data.degrees}
+    words = ", ".join(f"{count} of degree {degree}" for degree, count in counts.items())
+    logger.info("validation on held-out images: %s", words)
+    return Validate(
+        judge(images),
+        folder,
+        every_steps=section["every_steps"],
+        panels_every_steps=section["panels_every_steps"],
+    )
+
+
+def tokenizer_judge(settings: Mapping[str, Any], images: Sequence[HeldOut]) -> Judge:
+    """Judge of stage 1: reconstruction and codes."""
+    weights, loss = settings["validate"]["lpips_weights"], settings["loss"]
+    if weights is None and loss["perceptual"] == _LPIPS:
+        weights = loss["perceptual_weights"]
+    lpips = None if weights is None else build_perceptual(_LPIPS, weights)
+    shown = one_of_each_degree(images)
+
+    def score(model: nn.Module) -> Scores:
+        if lpips is not None:
+            cast(Any, lpips).to(next(model.parameters()).device)
+        return Scores(*tokenizer_scores(cast(Tokenizer, model), images, perceptual=lpips))
+
+    return Judge(score, lambda model: _pictures(tokenizer_pictures(cast(Tokenizer, model), shown)))
+
+
+def mim_judge(
+    settings: Mapping[str, Any], images: Sequence[HeldOut], *, tokenizer: Tokenizer
+) -> Judge:
+    """Judge of stage 2: the loss behind masks beside the constant predictor; perhaps a probe."""
+    rule = MaskRule(tuple(settings["data"]["tokens"]), settings["mask_ratio"], settings["seed"])
+    shown = one_of_each_degree(images)
+    section = settings["validate"]["probe"]
+    probe = None if section["path"] is None else probe_cases(section, seed=settings["seed"])
+
+    def score(model: nn.Module) -> Scores:
+        mim = _masked_model(model)
+        values = mim_scores(mim, tokenizer, images, rule)
+        if probe is not None:
+            train, val = probe
+            neighbours = section["neighbours"]
+            values["knn_accuracy"] = probe_accuracy(mim.vit, train, val, neighbours=neighbours)
+        return Scores(values)
+
+    return Judge(
+        score,
+        lambda model: _pictures(mim_pictures(_masked_model(model), tokenizer, shown, rule)),
+    )
+
+
+def _masked_model(model: nn.Module) -> MaskedImageModel:
+    """The model that predicts codes, alone or among those of other objectives."""
+    return next(part for part in model.modules() if isinstance(part, MaskedImageModel))
+
+
+def probe_cases(
+    section: Mapping[str, Any], *, seed: int
+) -> tuple[list[TaskImage], list[TaskImage]]:
+    """Labelled cases of training and validation for a probe; the same ones each time.
+
+    Args:
+        section: The ``validate.probe`` section.
+        seed: Which cases are taken where there are more than ``max_cases``.
+    """
+    text = (config_root() / "data" / "labelled.yaml").read_text(encoding="utf-8")
+    labelled = {**yaml.safe_load(text), "path": section["path"], "size": section["size"]}
+    task = find_task({"data": labelled, "seed": seed})
+    if task.kind not in ("classification", "ordinal"):
+        raise UsageError(f"validate.probe.path: {task.name} is {task.kind}, a probe needs classes")
+    rule = preparation(labelled, in_chans=1, is_map=False)
+    order = torch.Generator().manual_seed(seed)
+    splits = []
+    for split in ("train", "val"):
+        cases = task.of(split)
+        chosen = torch.randperm(len(cases), generator=order)[: section["max_cases"]].sort().values
+        few = task._replace(cases=[cases[i] for i in chosen.tolist()])
+        splits.append(read_split(few, split, rule=rule))
+    return splits[0], splits[1]
+
+
+def _pictures(found: Any) -> Any:
+    return (Picture(*pair) for pair in found)
