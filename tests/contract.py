@@ -5,6 +5,7 @@ class TestSomething(ModelContract):
     def output_shapes(self, degree, *, batch, grid) -> list[tuple[int, ...]]: ...
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,15 +85,15 @@ class ModelContract:
 
     @pytest.mark.parametrize("degree", DEGREES)
     def test_checkpointing_equals_plain(self, degree: int) -> None:
-        model = self.build().train()
-        switch = getattr(model, "set_grad_checkpointing", None)
-        switch = switch or getattr(getattr(model, "vit", None), "set_grad_checkpointing", None)
-        if switch is None:  # nothing to switch on: the promise is empty
-            return
+        first = self.build().train()
         inputs, results = self.inputs(degree), []
         for enable in (False, True):
+            model = copy.deepcopy(first)  # averages of codes move as it runs
+            switch = getattr(model, "set_grad_checkpointing", None)
+            switch = switch or getattr(getattr(model, "vit", None), "set_grad_checkpointing", None)
+            if switch is None:  # nothing to switch on: the promise is empty
+                return
             switch(enable)
-            model.zero_grad(set_to_none=True)
             outputs = model(*inputs)
             sum(o.square().sum() for o in tree_leaves(outputs) if o.requires_grad).backward()
             gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch import Callback, Trainer
-from train.conftest import TASKS, tiny_tokenizer
+from train.conftest import TASKS, labelled_steps, mixed_task, tiny_tokenizer
 
 from spadnet.data.datasets import StepDataset, Volume
+from spadnet.data.labelled_steps import JoinedSteps
 from spadnet.spacing import Spacing
 from spadnet.train.checkpoint import finished_steps
 from spadnet.train.datamodule import StepDataModule
@@ -51,6 +52,7 @@ def averaged_task(max_steps: int) -> StepTask:
 
 BUILD = {
     **TASKS,
+    "mixed": mixed_task,
     "mim": mim_task,
     "gumbel": gumbel_task,
     "fsdp": averaged_task,
@@ -59,8 +61,8 @@ BUILD = {
 }
 
 
-def steps() -> StepDataModule:
-    """Crops of two random images, four per micro-batch."""
+def steps(*, labelled: bool) -> StepDataModule:
+    """Crops of two random images, four per micro-batch, alone or beside labelled images."""
     generator = torch.Generator().manual_seed(0)
     volumes = [
         Volume(torch.rand(1, depth, 64, 64, generator=generator), Spacing(z, 1.0, 1.0), f"{z}")
@@ -74,7 +76,8 @@ def steps() -> StepDataModule:
         tokens=(1, 2, 2),
         token_budget=16,
     )
-    return StepDataModule(data, max_steps=STEPS)
+    both = JoinedSteps(data, labelled_steps(STEPS))
+    return StepDataModule(both if labelled else data, max_steps=STEPS)
 
 
 class AtStep(Callback):
@@ -106,7 +109,8 @@ def train(folder: Path, name: str, **options: Any) -> FitResult:
     settings: dict[str, Any] = {"accelerator": "cpu", "precision": precision, "tensorboard": False}
     settings |= {"log_every_steps": 1, "show_progress": True, "rank_timeout": 60.0}
     settings |= {"skip_non_finite": 1}
-    return fit(BUILD[name](STEPS), steps(), folder / name, **{**settings, **options})
+    data = steps(labelled=name == "mixed")
+    return fit(BUILD[name](STEPS), data, folder / name, **{**settings, **options})
 
 
 def main(folder: Path, parts: list[str]) -> int:

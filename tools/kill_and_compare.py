@@ -27,6 +27,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_labelled import write_pictures, write_volumes
 
+from spadnet.train.metrics_log import MEASURED, read_rows
+
 SAVE_EVERY = 5
 SETTINGS = [
     f"callbacks.save_every_steps={SAVE_EVERY}",
@@ -43,6 +45,10 @@ CROPS = [
     "data.token_budget=16",
     "data.degrees_per_step=2",
     "data.synthetic_share=0.3",
+    "validate.every_steps=4",
+    "validate.panels_every_steps=8",
+    "validate.per_degree=1",
+    "validate.tokens=[1,2,2]",
 ]
 # What is best on validation, the averaged weights, and scores that come and go.
 LABELLED = ["finetune", "data.read_workers=0", "recipe.ema=0.9", "validate.every_steps=3"]
@@ -266,12 +272,20 @@ def compare(calm: Path, killed: Path) -> Iterator[str]:
     for name in ("results.json", "predictions.csv", "cases.csv"):
         if (calm / name).exists():
             yield from differences(scores(calm / name), scores(killed / name), where=name)
-    rows = [(run / "metrics.csv").read_text().splitlines() for run in (calm, killed)]
+    rows = [logged(run / "metrics.csv") for run in (calm, killed)]
     if len(rows[0]) != len(rows[1]):
         yield f"metrics.csv: {len(rows[0])} rows and {len(rows[1])}"
     for number, (a, b) in enumerate(zip(*rows, strict=False)):
         if a != b:
             yield f"metrics.csv, row {number}: {a} and {b}"
+
+
+def logged(file: Path) -> list[dict[str, str]]:
+    """Rows of a metrics file without what is another each time, such as speed."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith(MEASURED)}
+        for row in read_rows(file)
+    ]
 
 
 def scores(file: Path) -> Any:
@@ -299,7 +313,7 @@ def differences(a: Any, b: Any, *, where: str) -> Iterator[str]:
     elif isinstance(a, torch.Tensor):
         if a.dtype != b.dtype or a.shape != b.shape or not same_bits(a, b):
             yield f"{where}: tensors {tuple(a.shape)}"
-    elif a != b:
+    elif a != b and not (a != a and b != b):  # nan is nan
         yield f"{where}: {a!r} and {b!r}"
 
 

@@ -130,6 +130,24 @@ VERBS = {
             "what is saved.",
         ),
     ),
+    "evaluate": Verb(
+        "spadnet.cli.evaluate",
+        "Measure an encoder on labelled images beside its baselines, or study quality or spacing",
+        "model=FOLDER data.path=FILE|FOLDER [experiment=evaluate_tiny] [study=quality|spacing] "
+        "[out=FOLDER] [KEY=VALUE]",
+        "spadnet evaluate model=runs/mim_tiny data.path=pneumoniamnist.npz data.size=[1,64,64]",
+        "evaluate",
+        (
+            "k-NN, linear probe and fine-tuning with few and many labels, beside the same network",
+            "from scratch, ImageNet features where they are installed, hand-made features, and a",
+            "control that sees no anatomy. All choices are made on validation. out gets",
+            "report.html and results.json (records); the same command again does what is missing.",
+            "Several tasks: tasks={a: {path: a.npz}, b: {path: FOLDER, finetune: {...}}}",
+            "protocols=[knn,probe,finetune] shares=[1%,10%,100%] or [5,20] cases of each class.",
+            "study=quality degrades shares of the training and of the test images; study=spacing",
+            "segments averaged slices with a network that was trained on thin ones.",
+        ),
+    ),
     "embed": Verb(
         "spadnet.cli.embed",
         "Write features of images by a trained encoder",

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from spadnet.cli.usage import UsageError, config_groups, config_root
@@ -108,17 +108,23 @@ def configure(config_name: str, argv: Sequence[str]) -> DictConfig | None:
         plain = _plain_keys(roots[0] / f"{config_name}.yaml")
         groups = {name: found for name, found in config_groups(roots).items() if name not in plain}
         chosen, rest = _split(flags.overrides, groups)
+        _check_experiment(chosen, roots, config_name)
         try:
             base = compose(config_name, [*search, *chosen])
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(_reason(error)) from error
+        free = _free_keys(roots[0] / f"{config_name}.yaml")
+        own = [o for o in rest if _is_own(o, plain, free)]
+        others = [override for override in rest if override not in own]
         for override in rest:
-            _check_value(override, base, groups)
-        own = {o.key_or_group: o.value() for o in rest if o.key_or_group in plain}
-        changes = [str(o.input_line) for o in rest if o.key_or_group not in plain]
+            if override.key_or_group.partition(".")[0] not in free:
+                _check_value(override, base, groups)
+        changes = [str(override.input_line) for override in others]
         try:
             config = compose(config_name, [*search, *chosen, *changes]) if changes else base
-            config.update(own)
+            with open_dict(config):
+                for override in own:
+                    OmegaConf.update(config, override.key_or_group, override.value())
             OmegaConf.to_container(config, resolve=True)  # a wrong ${...} shows here
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(_reason(error)) from error
@@ -135,6 +141,19 @@ def _plain_keys(file: Path) -> set[str]:
     content = OmegaConf.load(file)
     assert isinstance(content, DictConfig)
     return {str(key) for key in content if key != "defaults"} & set(config_groups([file.parent]))
+
+
+def _free_keys(file: Path) -> set[str]:
+    """Keys of a verb's configuration that take any mapping: empty ones."""
+    content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    assert isinstance(content, dict)
+    return {str(key) for key, value in content.items() if value == {}}
+
+
+def _is_own(override: Override, plain: set[str], free: set[str]) -> bool:
+    """Whether Hydra cannot apply an override: it sees a choice, or knows no such key."""
+    key = override.key_or_group
+    return key in plain or (key.partition(".")[0] in free and not override.is_delete())
 
 
 def _split(
@@ -213,12 +232,24 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return found
 
 
+def _check_experiment(chosen: Sequence[str], roots: Sequence[Path], config_name: str) -> None:
+    """Refuse an experiment of another verb before what it overrides is missed."""
+    for text in chosen:
+        group, _, name = text.partition("=")
+        if group == "experiment":
+            files = [root / "experiment" / f"{name}.yaml" for root in roots]
+            content = OmegaConf.load(next(file for file in files if file.is_file()))
+            assert isinstance(content, DictConfig)
+            _check_stage(content, config_name)
+
+
 def _check_stage(config: DictConfig, config_name: str) -> None:
     """Refuse an experiment of the other stage: it says which one it is for."""
     stage = config.get("stage")
     if stage is None:
         return
-    wanted = stage if stage == "finetune" else f"pretrain_{stage}"
+    own = ("finetune", "evaluate")
+    wanted = stage if stage in own else f"pretrain_{stage}"
     if config_name != wanted:
         raise UsageError(f"this experiment is for spadnet {wanted.replace('_', '-')}")
 

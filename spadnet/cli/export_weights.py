@@ -103,6 +103,7 @@ def rebuild(settings: Mapping[str, Any], state: StateDict, *, where: str) -> dic
         ``tokenizer``, or ``encoder`` and ``mim`` (the encoder with its head).
     """
     section = dict(settings["model"])
+    section.pop("grad_checkpointing", None)
     averaged = select(state, "averaged.")  # what counts where there is one
     if str(section["name"]).startswith("spad_vt_"):
         tokenizer = build_model(section, prefix="spad_vt_")
@@ -110,7 +111,6 @@ def rebuild(settings: Mapping[str, Any], state: StateDict, *, where: str) -> dic
         _load(tokenizer, averaged or select(state, "tokenizer."), where=where)
         return {"tokenizer": tokenizer}
     num_mask_layers = section.pop("num_mask_layers", 1)
-    section.pop("grad_checkpointing", None)
     vit = build_model(section, prefix="spad_vit_")
     assert isinstance(vit, SpadViT)
     if "model.head.2.weight" not in state:

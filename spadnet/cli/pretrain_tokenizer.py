@@ -85,8 +85,11 @@ def build_task(settings: Mapping[str, Any]) -> TokenizerTask:
         settings: Composed configuration as plain types; its seed decides the first weights.
     """
     torch.manual_seed(settings["seed"])
-    tokenizer = build_model(settings["model"], prefix="spad_vt_")
+    section = dict(settings["model"])
+    checkpointing = section.pop("grad_checkpointing", False)
+    tokenizer = build_model(section, prefix="spad_vt_")
     assert isinstance(tokenizer, Tokenizer)
+    tokenizer.set_grad_checkpointing(checkpointing)
     optim = optim_settings(settings["optim"])
     adversary = settings["discriminator"]
     return TokenizerTask(

@@ -142,7 +142,7 @@ def _finish(out: Path, entries: Mapping[str, Entry], faults: list[Fault], *, kep
     for path in stale:
         path.unlink()
     if stale:
-        _log.info("%d images removed that the input has no more", len(stale))
+        _log.info("removed what the input has no more: %d of the store's images", len(stale))
     whole = [key for key in sorted(entries) if not entries[key].outcome.faults]
     write_atomic(out / JOURNAL, b"".join(journal_line(key, entries[key]) for key in whole))
     remove_parts(out)

@@ -26,6 +26,8 @@ class Curve(NamedTuple):
         x_label: What is on the x axis.
         levels: Horizontal lines by name, such as a baseline.
         events: Vertical lines by name, such as a change of phase.
+        x_ticks: Labels of places on a logarithmic x axis, whose values are then marked; None for
+            a linear one.
     """
 
     title: str
@@ -34,6 +36,7 @@ class Curve(NamedTuple):
     x_label: str = "optimiser step"
     levels: Mapping[str, float] | None = None
     events: Mapping[str, float] | None = None
+    x_ticks: Mapping[float, str] | None = None
 
 
 def draw_curve(curve: Curve) -> str:
@@ -48,12 +51,19 @@ def draw_curve(curve: Curve) -> str:
             if len(ys) > _MANY_POINTS:
                 axes.plot(xs, ys, color=colour, linewidth=0.6, alpha=0.35)
                 ys = running_mean(ys, width=len(ys) // 25)
-            axes.plot(xs, ys, color=colour, linewidth=1.6, label=name)
+            marker = "o" if curve.x_ticks else None
+            axes.plot(
+                xs, ys, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=name
+            )
             shown.append(ys[len(ys) // 50 :])  # the first steps are often far off the scale
         for name, level in (curve.levels or {}).items():
             axes.axhline(level, color=_INK, linewidth=1.0, linestyle=(0, (4, 3)), label=name)
             shown.append(np.array([level]))
         _fit_height(axes, shown)
+        if curve.x_ticks:
+            axes.set_xscale("log")
+            axes.set_xticks(list(curve.x_ticks), list(curve.x_ticks.values()))
+            axes.set_xticks([], minor=True)
         for name, place in (curve.events or {}).items():
             axes.axvline(place, color=_INK, linewidth=0.8, linestyle=":")
             axes.annotate(
@@ -68,6 +78,63 @@ def draw_curve(curve: Curve) -> str:
             )
         if len(curve.series) + len(curve.levels or {}) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    return svg[0]
+
+
+def draw_grids(
+    panels: Mapping[str, np.ndarray],
+    *,
+    columns: int,
+    x_label: str,
+    y_label: str,
+    x_ticks: Sequence[str],
+    y_ticks: Sequence[str],
+    name: str,
+) -> str:
+    """Draw tables of numbers as coloured squares with the numbers in them, as an ``<svg>`` element.
+
+    Args:
+        panels: Numbers [Y, X] by title; one scale of colours for all.
+        columns: Panels beside each other.
+        x_label: What the columns of a panel are.
+        y_label: What its rows are.
+        x_ticks: Names of the columns.
+        y_ticks: Names of the rows, the first below.
+        name: Of the chart, unlike others on the page.
+    """
+    rows = -(-len(panels) // columns)
+    values = np.concatenate([np.ravel(panel) for panel in panels.values()])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    size = (2.2 * columns + 0.4, 2.0 * rows + 0.4)
+    with _figure(size, name=name) as (figure, svg):
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for place, ((title, panel), axes) in enumerate(
+            zip(panels.items(), grid.flat, strict=False)
+        ):
+            axes.pcolormesh(panel, cmap="viridis", vmin=low, vmax=high)
+            axes.set_title(title, fontsize=8, color=_INK)
+            for (row, column), value in np.ndenumerate(panel):
+                is_bright = value > (low + high) / 2
+                colour = "#101010" if is_bright else "#f4f4f4"
+                text = f"{value:.3f}"
+                axes.text(
+                    column + 0.5,
+                    row + 0.5,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=colour,
+                )
+            axes.set_xticks([i + 0.5 for i in range(len(x_ticks))], x_ticks, fontsize=7)
+            axes.set_yticks([i + 0.5 for i in range(len(y_ticks))], y_ticks, fontsize=7)
+            axes.tick_params(colors=_INK, labelcolor=_INK, length=2)
+            if place % columns == 0:
+                axes.set_ylabel(y_label, fontsize=8, color=_INK)
+            if place // columns == rows - 1:
+                axes.set_xlabel(x_label, fontsize=8, color=_INK)
     return svg[0]
 
 
@@ -115,13 +182,7 @@ def _fit_height(axes: Any, shown: Sequence[np.ndarray]) -> None:
 @contextmanager
 def _chart(x_label: str, y_label: str, *, name: str) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw on; afterwards the list holds the finished element."""
-    import matplotlib as mpl  # a heavy import, for reports only
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "spadnet", "font.size": 9}
-    finished: list[str] = []
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=_INCHES, layout="constrained")
+    with _figure(_INCHES, name=name) as (figure, finished):
         axes = figure.add_subplot()
         yield axes, finished
         axes.set_xlabel(x_label, color=_INK)
@@ -133,6 +194,19 @@ def _chart(x_label: str, y_label: str, *, name: str) -> Iterator[tuple[Any, list
         axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
         for text in axes.texts:
             text.set_color(_INK)
+
+
+@contextmanager
+def _figure(inches: tuple[float, float], *, name: str) -> Iterator[tuple[Any, list[str]]]:
+    """A figure to draw on; afterwards the list holds the finished element."""
+    import matplotlib as mpl  # a heavy import, for reports only
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "spadnet", "font.size": 9}
+    finished: list[str] = []
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=inches, layout="constrained")
+        yield figure, finished
         file = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)

@@ -274,6 +274,12 @@ td.value { font-weight: 650; }
 .figures td:not(:nth-child(3)), td.size { white-space: nowrap; }
 td.yes { color: var(--good); font-weight: 650; }
 td.no { color: var(--bad); font-weight: 700; text-transform: uppercase; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; font-weight: 600; }
+.charts.single { max-width: 34rem; }
+.scores td { white-space: nowrap; }
+.scores small { font-size: .8rem; color: var(--soft); }
+.scores small.yes { color: var(--good); }
+.scores small.no { color: var(--bad); }
 figure { margin: 0 0 1.9rem; break-inside: avoid; }
 .row { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; margin-bottom: .5rem;
   align-items: start; }

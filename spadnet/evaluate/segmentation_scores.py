@@ -163,6 +163,7 @@ def segment_cases(
     rule: WindowRule,
     classes: Sequence[str],
     tolerance: float = 1.0,
+    surfaces: bool = True,
 ) -> Iterator[Segmented]:
     """Segment cases on their own grids and score them there.
 
@@ -173,9 +174,10 @@ def segment_cases(
         rule: How the network is run.
         classes: Names by voxel value.
         tolerance: Of the surface Dice, in mm.
+        surfaces: Whether to measure surfaces too, which takes scipy.
     """
-    measures = optional_import("scipy")[1]
-    if not measures:
+    measures = surfaces and optional_import("scipy")[1]
+    if surfaces and not measures:
         logger.warning("Dice alone: surface distances need scipy; pip install 'spadnet[metrics]'")
     for case in cases:
         image = reader.image(case)

@@ -76,7 +76,7 @@ class _View(NamedTuple):
 class Encoder:
     """Encode images of any dimension and spacing: read, orient, scale, pad, encode.
 
-    >>> encoder = load_encoder("runs/demo/encoder")  # doctest: +SKIP
+    >>> encoder = load_encoder("runs/demo/mim/encoder")  # doctest: +SKIP
     >>> embedding = encoder("chest.nii.gz")  # doctest: +SKIP
     """
 
@@ -249,7 +249,7 @@ def _embedding(cls: Tensor, tokens: Tensor, view: _View) -> Embedding:
 def load_encoder(source: str | Path, *, max_tokens: int = MAX_TOKENS, **options: Any) -> Encoder:
     """Load an encoder that takes image files; its ``.model`` is the SPAD-ViT.
 
-    >>> encoder = load_encoder("runs/demo/encoder")  # doctest: +SKIP
+    >>> encoder = load_encoder("runs/demo/mim/encoder")  # doctest: +SKIP
 
     Args:
         source: Checkpoint folder of an encoder or a masked image model, or a hub id; see

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spadnet.layers.norm import ChannelLayerNorm
+from spadnet.layers.recompute import run_layer
 from spadnet.layers.spad_conv import Reduction, SpadConv3d, SpadConvTranspose3d
 
 NUM_GROUPS = 8
@@ -69,6 +70,7 @@ class Encoder(nn.Module):
         self.stem = Downsample(in_chans, widths[0], stride=stem_stride)
         self.downs = nn.ModuleList(Downsample(a, b, stride=2) for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(ConvBlock(widths[-1], widths[-1]) for _ in range(2))
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor, degree: int) -> Tensor:
         """Encode [B, C_in, D, H, W] as [B, C, D / depth_stride, H / 16, W / 16]."""
@@ -80,18 +82,20 @@ class Encoder(nn.Module):
 
     def embed_levels(self, x: Tensor, degree: int) -> list[Tensor]:
         """Embed as :meth:`embed_patches` and return what is after the stem and each halving."""
-        levels = [self.stem(x, degree)]
+        again = self.grad_checkpointing and self.training
+        levels = [run_layer(self.stem, x, degree, again=again)]
         level = self.stem_stride.bit_length() - 1
         for down in self.downs:
-            levels.append(down(levels[-1], max(degree - level, 0)))
+            levels.append(run_layer(down, levels[-1], max(degree - level, 0), again=again))
             level += 1
         return levels
 
     def mix(self, z: Tensor, degree: int) -> Tensor:
         """Let embedded patches [B, C, d, h, w] see their neighbours and the whole's statistics."""
         level = self.stem_stride.bit_length() - 1 + len(self.downs)
+        again = self.grad_checkpointing and self.training
         for block in self.blocks:
-            z = block(z, max(degree - level, 0))
+            z = run_layer(block, z, max(degree - level, 0), again=again)
         return z
 
 
@@ -127,15 +131,17 @@ class Decoder(nn.Module):
         self.head = SpadConvTranspose3d(
             descending[-1], out_chans, stem_stride, stride=stem_stride, reduction=reduction
         )
+        self.grad_checkpointing = False
 
     def forward(self, z: Tensor, degree: int) -> Tensor:
         """Decode [B, C, d, h, w] as [B, C_out, D, H, W]; ``degree`` is the one of the volume."""
         level = self.stem_stride.bit_length() - 1 + len(self.ups)
+        again = self.grad_checkpointing and self.training
         for block in self.blocks:
-            z = block(z, max(degree - level, 0))
+            z = run_layer(block, z, max(degree - level, 0), again=again)
         for up in self.ups:
             level -= 1
-            z = up(z, max(degree - level, 0))
+            z = run_layer(up, z, max(degree - level, 0), again=again)
         return self.head(z, degree)
 
 

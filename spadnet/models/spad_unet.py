@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from spadnet.layers.norm import InstanceNorm
+from spadnet.layers.recompute import run_layer
 from spadnet.layers.spad_conv import SpadConv3d, SpadConvTranspose3d
 from spadnet.spacing import required_multiple
 
@@ -73,7 +73,7 @@ class UNetEncoder(nn.Module):
         maps: list[Tensor] = []
         for level, stage in enumerate(self.stages):
             own = max(degree - max(level - 1, 0), 0)  # where the halving has yet to happen
-            x = _run(stage, x, own, again=self.grad_checkpointing and self.training)
+            x = run_layer(stage, x, own, again=self.grad_checkpointing and self.training)
             maps.append(x)
         return maps
 
@@ -112,7 +112,9 @@ class UNetDecoder(nn.Module):
         for level in reversed(range(len(self.stages))):
             own = max(degree - level, 0)
             x = torch.cat((self.ups[level](x, own), maps[level]), dim=1)
-            x = _run(self.stages[level], x, own, again=self.grad_checkpointing and self.training)
+            x = run_layer(
+                self.stages[level], x, own, again=self.grad_checkpointing and self.training
+            )
             decoded.append(x)
         return decoded[::-1]
 
@@ -125,13 +127,6 @@ class UNetDecoder(nn.Module):
     def forward(self, maps: Sequence[Tensor], degree: int) -> Tensor | list[Tensor]:
         """Turn the encoder's maps into logits."""
         return self.forward_head(self.forward_features(maps, degree))
-
-
-def _run(stage: nn.Module, x: Tensor, degree: int, *, again: bool) -> Tensor:
-    """Run a stage, or compute it ``again`` in the backward pass instead of keeping its maps."""
-    if again:
-        return checkpoint(stage, x, degree, use_reentrant=False)
-    return stage(x, degree)
 
 
 def _head(width: int, num_classes: int) -> nn.Conv3d:

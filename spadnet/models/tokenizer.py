@@ -141,6 +141,10 @@ class Tokenizer(nn.Module):
             "attention_levels": list(self.attention_levels),
         }
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.encoder.grad_checkpointing = self.decoder.grad_checkpointing = enable
+
     def encode(self, x: Tensor, degree: int) -> Tensor:
         """Encode volumes [B, C_in, D, H, W] in [0, 1] as latents [B, C, d, h, w].
 

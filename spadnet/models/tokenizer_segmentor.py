@@ -65,7 +65,8 @@ class TokenizerSegmentor(Segmentor):
         return self.pyramid(2 * x - 1, degree)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: recompute the decoder's levels in the backward pass."""
+        """Trade time for memory: recompute layers and levels in the backward pass."""
+        self.pyramid.encoder.grad_checkpointing = enable
         self.decoder.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:

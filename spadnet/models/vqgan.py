@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spadnet.layers.recompute import run_layer
 from spadnet.layers.spad_conv import SpadConv3d, fold_depth, spad_interpolate
 from spadnet.spacing import depth_stride
 
@@ -129,6 +130,7 @@ class VqganEncoder(nn.Module):
             code_dim: Width of a latent vector.
         """
         super().__init__()
+        self.grad_checkpointing = False
         self.stem = SpadConv3d(in_chans, widths[0], 3)
         self.stages = nn.ModuleList(
             Stage(
@@ -146,11 +148,12 @@ class VqganEncoder(nn.Module):
 
     def forward(self, x: Tensor, degree: int) -> Tensor:
         """Encode [B, C_in, D, H, W] as [B, code_dim, d, h, w]."""
+        again = self.grad_checkpointing and self.training
         x = self.stem(x, degree)
         pending = degree
         for level, stage in enumerate(self.stages):
             pending = max(degree - level, 0)
-            x = stage(x, pending)
+            x = run_layer(stage, x, pending, again=again)
             if level < len(self.downs):
                 x = self.downs[level](x, pending)
         return self.head(F.silu(self.norm(self.middle(x, pending))), pending)
@@ -170,6 +173,7 @@ class VqganDecoder(nn.Module):
     ) -> None:
         """Build the decoder; arguments are those of the encoder, from fine to coarse."""
         super().__init__()
+        self.grad_checkpointing = False
         self.project = SpadConv3d(code_dim, code_dim, 1)
         self.stem = SpadConv3d(code_dim, widths[-1], 3)
         self.middle = Middle(widths[-1])
@@ -189,11 +193,12 @@ class VqganDecoder(nn.Module):
 
     def forward(self, z: Tensor, degree: int) -> Tensor:
         """Decode [B, code_dim, d, h, w] as [B, C_out, D, H, W]; ``degree`` is the volume's."""
+        again = self.grad_checkpointing and self.training
         last = len(self.stages) - 1
         pending = max(degree - last, 0)
         z = self.middle(self.stem(self.project(z, pending), pending), pending)
         for level in reversed(range(len(self.stages))):
-            z = self.stages[level](z, max(degree - level, 0))
+            z = run_layer(self.stages[level], z, max(degree - level, 0), again=again)
             if level:
                 finer = max(degree - level + 1, 0)
                 z = self.ups[level - 1](spad_interpolate(z, finer, mode="nearest"), finer)

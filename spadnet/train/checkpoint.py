@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _STEPS_KEY = "spadnet_finished_steps"
+_ROW_KEY = "spadnet_last_row"
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 _PART = ".part"
 
@@ -129,6 +130,11 @@ def step_of(state: Mapping[str, Any]) -> int:
     return int(state[_STEPS_KEY])
 
 
+def row_of(state: Mapping[str, Any]) -> dict[str, float]:
+    """What its last step logs, which may not have been written when the run was killed."""
+    return dict(state.get(_ROW_KEY, {}))
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Let Lightning write and read checkpoints by the functions of this module."""
 
@@ -167,6 +173,7 @@ class SaveCheckpoints(Callback):
         self.run_dir = run_dir
         self.every_steps = every_steps
         self.keep_last = keep_last
+        self._row: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what an interrupted write may have left; see that all ranks continue alike.
@@ -194,7 +201,9 @@ class SaveCheckpoints(Callback):
         step = finished_steps(trainer)
         is_last = step >= trainer.num_training_batches
         if step % self.every_steps == 0 or is_last or trainer.should_stop:
+            self._row = _row_to_come(trainer)
             trainer.save_checkpoint(checkpoint_path(self.run_dir, step))
+            self._row = {}
             if trainer.is_global_zero:
                 for old in list_checkpoints(self.run_dir)[: -self.keep_last]:
                     old.unlink(missing_ok=True)
@@ -202,7 +211,16 @@ class SaveCheckpoints(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the step count; drop what is a setting of the run and no state."""
+        """Add the step count and the row; drop what is a setting of the run and no state."""
         checkpoint[_STEPS_KEY] = finished_steps(trainer)
+        checkpoint[_ROW_KEY] = self._row
         # A finished run may be continued with a larger max_steps.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+
+def _row_to_come(trainer: Trainer) -> dict[str, float]:
+    """What Lightning will log of this step once all callbacks are done; nothing if it will not."""
+    connector: Any = trainer._logger_connector
+    if not trainer.loggers or not connector.should_update_logs:
+        return {}
+    return {name: float(value) for name, value in connector.metrics["log"].items()}

@@ -23,7 +23,7 @@ from spadnet.models.mae import MaskedAutoencoder
 from spadnet.models.mim import MaskedImageModel
 from spadnet.spacing import required_multiple
 from spadnet.train.finetune_task import FinetuneTask
-from spadnet.train.objectives import PixelObjective, TokenObjective
+from spadnet.train.objectives import Objective, PixelObjective, TokenObjective
 from spadnet.train.pretrain_task import PretrainTask
 from spadnet.train.tokenizer_task import TokenizerTask
 
@@ -75,7 +75,7 @@ def _tokenizer_counter(task: TokenizerTask) -> CountFlops:
 
 
 def _pretrain_counter(task: PretrainTask) -> CountFlops:
-    parts = []
+    parts: list[tuple[Objective, CountFlops]] = []
     for name, objective in task.objectives.items():
         model = without_memory(task.model_of(name))
         if isinstance(objective, TokenObjective) and isinstance(model, MaskedImageModel):

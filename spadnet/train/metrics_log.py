@@ -3,7 +3,7 @@
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,16 +15,22 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from spadnet.ranks import num_ranks
-from spadnet.train.checkpoint import finished_steps, write_atomic
+from spadnet.train.checkpoint import write_atomic
 from spadnet.train.launch import is_first_rank
 from spadnet.train.per_degree import is_absent
 
 CSV_NAME = "metrics.csv"
+MEASURED = ("speed/", "memory/")
+"""What the names of metrics begin with that are others each time a training runs."""
 
 
-def has_row(trainer: Trainer) -> bool:
-    """Whether what the present step logs is written or shown; logging costs what a layer does."""
-    step = finished_steps(trainer) + 1
+def has_row(trainer: Trainer, step: int) -> bool:
+    """Whether what a step logs is written or shown; logging costs what a layer does.
+
+    Args:
+        trainer: Of the training.
+        step: Number of the step, from 1.
+    """
     is_last = step >= trainer.num_training_batches
     return is_last or step % int(cast(Any, trainer).log_every_n_steps) == 0
 
@@ -112,6 +118,20 @@ class CsvLog(Logger):
         except OSError as error:  # a full disk shows on closing, where the file is not named
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
+    @rank_zero_only
+    def complete(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Append a row unless it is there.
+
+        Args:
+            metrics: Values by name.
+            step: Index of the step, from 0.
+        """
+        names = [name for name, value in metrics.items() if not is_absent(name, value)]
+        for row in read_rows(self.path):
+            if row.get("step") == str(step + 1) and all(row.get(name) for name in names):
+                return
+        self.log_metrics(metrics, step)
+
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns)
@@ -145,3 +165,18 @@ def _number(text: str | None) -> float:
         return float(text or "")
     except ValueError:
         return float("inf")  # no number: a row that something else has damaged
+
+
+def complete_logs(loggers: Sequence[Logger], row: Mapping[str, float], *, step: int) -> None:
+    """Log the row of a step that was saved, and then killed before it was logged.
+
+    Args:
+        loggers: Of the run that goes on.
+        row: What the step logs; empty where it logs nothing.
+        step: Index of the step, from 0.
+    """
+    for log in loggers if row else ():
+        if isinstance(log, CsvLog):
+            log.complete(row, step=step)
+        else:
+            log.log_metrics(dict(row), step)

@@ -22,6 +22,7 @@ from spadnet.train.checkpoint import (
     find_last,
     finished_steps,
     read_checkpoint,
+    row_of,
     step_of,
 )
 from spadnet.train.datamodule import StepDataModule
@@ -29,6 +30,7 @@ from spadnet.train.graphs import compile_modules, num_graphs
 from spadnet.train.host import deterministic_algorithms, fast_float32, keep_freed_memory
 from spadnet.train.launch import end_with_others, find_launch
 from spadnet.train.loggers import build_loggers
+from spadnet.train.metrics_log import complete_logs
 from spadnet.train.precision import ScaledPrecision, choose_precision
 from spadnet.train.progress import ShowProgress
 from spadnet.train.quiet import quiet_lightning
@@ -148,10 +150,10 @@ def fit(
         torch.set_num_threads(threads)
     checkpoint = checkpoint_to_resume(run_dir, resume)
     begin = time.monotonic()
-    start_step = 0
+    start_step, last_row = 0, {}
     if checkpoint is not None:
         state = read_checkpoint(checkpoint, mmap=True)
-        start_step = step_of(state)
+        start_step, last_row = step_of(state), row_of(state)
         check_fits(task, state["state_dict"], source=checkpoint)
         if start_step >= datamodule.max_steps:
             logger.info("%s: all %d steps are done", run_dir, start_step)
@@ -206,6 +208,7 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+    complete_logs(trainer.loggers, last_row, step=start_step - 1)
     keep_freed_memory()
     exact = deterministic_algorithms() if deterministic else nullcontext()
     with fast_float32(), exact, quiet_lightning(), end_with_others(launch):

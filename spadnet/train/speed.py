@@ -35,16 +35,16 @@ def seconds_per_step(
         precision: ``"auto"`` or one of Lightning's names.
     """
     clock = _Clock(num_steps)
-    trainer = Trainer(
-        precision=choose_precision(precision),
-        max_epochs=1,
-        logger=False,
-        callbacks=[clock],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     keep_freed_memory()
     with fast_float32(), quiet_lightning():
+        trainer = Trainer(
+            precision=choose_precision(precision),
+            max_epochs=1,
+            logger=False,
+            callbacks=[clock],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(copy.deepcopy(task), datamodule=datamodule)
     return statistics.median(b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False))

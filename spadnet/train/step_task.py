@@ -199,7 +199,7 @@ class StepTask(LightningModule, ABC):
             update_average(self.averaged, self.trained, decay=self.optim.ema, step=step)
         if self.skip_non_finite:
             metrics["train/skipped_steps"] = float(self.skipped_steps)
-        if has_row(self.trainer):
+        if has_row(self.trainer, step + 1):
             self.log_dict(metrics)
 
     def _optimizers(self) -> list[Any]:

@@ -9,13 +9,15 @@ import logging
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from spadnet.ranks import num_ranks
+from spadnet.train.checkpoint import finished_steps
+from spadnet.train.metrics_log import has_row
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,9 @@ class StopOnSignal(Callback):
             self.received = int(received) or None
         if self.received is not None:
             trainer.should_stop = True
+            if not has_row(trainer, finished_steps(trainer)):
+                # Lightning logs where it stops, and would log values of an earlier step.
+                cast(Any, trainer)._results.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""

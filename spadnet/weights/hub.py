@@ -227,7 +227,7 @@ def load_pretrained(source: str | Path, **options: Any) -> Model:
 def load_tokenizer(source: str | Path, **options: Any) -> Tokenizer:
     """Load a tokenizer in evaluation mode; the options are those of :func:`load_checkpoint`.
 
-    >>> tokenizer = load_tokenizer("runs/demo/tokenizer")  # doctest: +SKIP
+    >>> tokenizer = load_tokenizer("runs/demo/tokenizer/tokenizer")  # doctest: +SKIP
     """
     model = load_checkpoint(source, expect=Tokenizer, **options).model
     assert isinstance(model, Tokenizer)

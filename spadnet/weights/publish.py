@@ -17,7 +17,7 @@ def push_to_hub(
 ) -> str:
     """Upload a checkpoint folder in one commit; the repository is made if there is none.
 
-    >>> push_to_hub("runs/demo/encoder", "org/name")  # doctest: +SKIP
+    >>> push_to_hub("runs/demo/mim/encoder", "org/name")  # doctest: +SKIP
 
     Args:
         folder: Checkpoint folder, as :func:`spadnet.weights.hub.save_pretrained` writes it.

@@ -1,5 +1,6 @@
 """Every experiment composes, and its models, losses and data can be built."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from spadnet.models.tokenizer import Tokenizer
 EXPERIMENTS = [
     name
     for name in config_groups([config_root()])["experiment"]
-    if "stage: finetune" not in (config_root() / "experiment" / f"{name}.yaml").read_text()
+    if not re.search(
+        "stage: (finetune|evaluate)", (config_root() / "experiment" / f"{name}.yaml").read_text()
+    )
 ]
 PARAMETERS = {
     "tokenizer_base": 34_253_955,

@@ -36,6 +36,16 @@ def test_help_of_each_verb_shows_its_example(capsys: Capture, name: str) -> None
     assert VERBS[name].example in out
 
 
+def test_help_shows_the_groups_experiments_and_keys_of_the_verb(capsys: Capture) -> None:
+    _, out, _ = run(capsys, "finetune", "--help")
+    assert "pneumonia_tiny" in out
+    assert "tokenizer_tiny" not in out
+    assert "  layer_decay: 1.0" in out
+    _, out, _ = run(capsys, "demo", "--help")
+    assert "groups" not in out
+    assert "  minutes: " in out
+
+
 def test_no_verb_shows_the_help_and_fails(capsys: Capture) -> None:
     code, out, _ = run(capsys)
     assert code == 2

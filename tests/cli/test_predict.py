@@ -1,6 +1,7 @@
 """``spadnet predict`` says of new files what the fine-tuned model said of the test split."""
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,14 @@ def test_classes_are_those_of_the_test_split(
     assert (
         "0 images predicted (6 were there already)" in predict(capsys, *arguments, "tta=false")[1]
     )
-    assert "6 images predicted" in predict(capsys, *arguments, "tta=[1,2]")[1]
+    # Other facts make another model: all is predicted again.
+    config = tmp_path / "run" / "best" / "config.json"
+    facts = json.loads(config.read_text())
+    facts["training"] |= {"degrees": [0, 1]}
+    config.write_text(json.dumps(facts))
+    err = predict(capsys, *arguments, "tta=[1,2]")[1]
+    assert "6 images predicted" in err
+    assert err.count("degree 5 of anisotropy was not in the training (degrees 0, 1)") == 1
     mirrored = [float(row["dark"]) for row in table(out / "predictions.csv").values()]
     assert mirrored != found
 

@@ -2,23 +2,28 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from spadnet.data.batch import Batch
+from spadnet.data.labelled_steps import JoinedSteps, LabelledSteps, RankedSteps
+from spadnet.models.dense import VitDenseFeatures
 from spadnet.models.discriminator import SpadDiscriminator
+from spadnet.models.mae import MaskedAutoencoder
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.quantizer import QuantizerKind
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.train.datamodule import StepDataModule
-from spadnet.train.objectives import TokenObjective
+from spadnet.train.objectives import PixelObjective, PrototypeObjective, TokenObjective
 from spadnet.train.optim import OptimSettings
 from spadnet.train.pretrain_task import Part, PretrainTask
 from spadnet.train.run import FitResult, fit
 from spadnet.train.step_task import StepTask
+from spadnet.train.synthetic import labelled_images
 from spadnet.train.tokenizer_task import CodeStart, TokenizerTask
 
 NUM_CODES = 8
@@ -94,6 +99,33 @@ def mim_task(max_steps: int) -> PretrainTask:
     return PretrainTask({"tokens": Part(model, objective)}, max_steps=max_steps, optim=OPTIM)
 
 
+def mixed_task(max_steps: int) -> PretrainTask:
+    """Task of all objectives around one encoder, unlike in weight."""
+    torch.manual_seed(0)
+    vit = SpadViT(in_chans=1, embed_dim=24, depth=2, num_heads=1)
+    mim = MaskedImageModel(vit, codebook_size=NUM_CODES, num_mask_layers=1)
+    mae = MaskedAutoencoder(vit, decoder_dim=16, decoder_depth=1, head_dim=16)
+    dense = VitDenseFeatures(vit, num_features=8, width=8)
+    parts = {
+        "tokens": Part(mim, TokenObjective(mim, tiny_tokenizer())),
+        "pixels": Part(mae, PixelObjective(), 0.5),
+        "disentangle": Part(dense, PrototypeObjective(num_labels=16), 0.25),
+    }
+    return PretrainTask(parts, max_steps=max_steps, optim=OPTIM)
+
+
+def labelled_steps(max_steps: int) -> LabelledSteps:
+    """Steps of four labelled images of a degree, two views of each."""
+    return LabelledSteps(
+        labelled_images,
+        max_steps=max_steps,
+        degrees=[4, 5],
+        degrees_per_step=2,
+        tokens=(2, 2, 2),
+        token_budget=16,
+    )
+
+
 TASKS: dict[str, Callable[[int], StepTask]] = {
     "tokenizer": tokenizer_task,
     "adversarial": adversarial_task,
@@ -117,9 +149,11 @@ def quick_fit() -> Callable[..., FitResult]:
         *,
         max_steps: int,
         num_workers: int = 0,
+        dataset: Dataset[list[Batch]] | None = None,
         **options: object,
     ) -> FitResult:
-        data = StepDataModule(RandomSteps(), max_steps=max_steps, num_workers=num_workers)
+        dataset = RandomSteps() if dataset is None else dataset
+        data = StepDataModule(dataset, max_steps=max_steps, num_workers=num_workers)
         settings: dict[str, object] = {
             "accelerator": "cpu",
             "tensorboard": False,
@@ -128,6 +162,18 @@ def quick_fit() -> Callable[..., FitResult]:
         return fit(task, data, run_dir, **{**settings, **options})  # type: ignore[arg-type]
 
     return run
+
+
+@pytest.fixture
+def build_mixed() -> Callable[[int], PretrainTask]:
+    """Build the task of all objectives for a number of steps."""
+    return mixed_task
+
+
+@pytest.fixture
+def mixed_steps() -> JoinedSteps:
+    """Six steps of random images beside labelled ones."""
+    return JoinedSteps(cast(RankedSteps, RandomSteps()), labelled_steps(6))
 
 
 @pytest.fixture

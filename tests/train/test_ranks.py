@@ -16,7 +16,7 @@ from spadnet.train.launch import Launch, find_launch, rank_label
 from spadnet.train.metrics_log import read_rows
 
 PROGRAM = Path(__file__).parents[1] / "rank_program.py"
-PARTS = ["tokenizer", "adversarial", "gumbel", "mim-stop", "fsdp"]
+PARTS = ["tokenizer", "adversarial", "gumbel", "mixed", "mim-stop", "fsdp"]
 PARTS += ["skipping-poison", "failing-raise"]
 
 
@@ -59,7 +59,7 @@ def compare(ours: Path, theirs: Path) -> None:
                 )
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "adversarial", "gumbel", "fsdp"])
+@pytest.mark.parametrize("name", ["tokenizer", "adversarial", "gumbel", "mixed", "fsdp"])
 def test_two_ranks_equal_one(two_ranks: Done, name: str, tmp_path: Path) -> None:
     train(tmp_path, name)
     compare(two_ranks.folder / name, tmp_path / name)

@@ -132,6 +132,47 @@ def test_checkpoint_of_other_widths_is_refused_in_one_line(
         quick_fit(other, tmp_path, max_steps=4, resume="auto")
 
 
+@pytest.mark.parametrize("build_task", ["mim"], indirect=True)
+def test_a_stop_between_two_rows_leaves_no_row(
+    build_task: BuildTask, quick_fit: Fit, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    quick_fit(build_task(6), whole, max_steps=6, log_every_steps=2)
+    stop = SignalAt(2, signal.SIGTERM)
+    assert quick_fit(
+        build_task(6), broken, max_steps=6, log_every_steps=2, callbacks=[stop]
+    ).stopped_by
+    assert [row["step"] for row in read_rows(broken / "metrics.csv")] == ["2"]
+    quick_fit(build_task(6), broken, max_steps=6, log_every_steps=2, resume="auto")
+    assert read_rows(broken / "metrics.csv") == read_rows(whole / "metrics.csv")
+
+
+class KilledAfterSaving(Callback):
+    """Breaks a training off between the checkpoint of a step and the row of its metrics."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, state: Any) -> None:
+        if finished_steps(trainer) == 4:
+            trainer.fit_loop.epoch_loop.on_advance_end = self.die  # type: ignore[method-assign]
+            trainer.logger.log_metrics = self.die  # type: ignore[union-attr, method-assign]
+
+    def die(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("killed")
+
+
+def test_a_step_that_was_saved_and_not_logged_is_logged_on_resume(
+    build_task: BuildTask, quick_fit: Fit, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    quick_fit(build_task(6), whole, max_steps=6)
+    with pytest.raises(RuntimeError, match="killed"):
+        quick_fit(
+            build_task(6), broken, max_steps=6, save_every_steps=2, callbacks=[KilledAfterSaving()]
+        )
+    assert [row["step"] for row in read_rows(broken / "metrics.csv")] == ["1", "2", "3"]
+    quick_fit(build_task(6), broken, max_steps=6, resume="auto")
+    assert (broken / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
 class FullDiskAt(Callback):
     """Lets no file grow beyond a few kilobytes from some step on."""
 

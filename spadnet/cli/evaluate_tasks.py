@@ -1,0 +1,240 @@
+"""What ``spadnet evaluate`` measures on: tasks, and the models that stand beside each other."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from spadnet.cli.configure import configure
+from spadnet.cli.finetune_data import find_task, preparation
+from spadnet.cli.finetune_model import build_classifier, build_segmentor
+from spadnet.cli.trained import find_any
+from spadnet.cli.training import plain
+from spadnet.cli.usage import UsageError
+from spadnet.data.task_images import Preparation
+from spadnet.data.tasks import TaskData
+from spadnet.evaluate.extractors import Encoder
+from spadnet.evaluate.few_shot import Amount, parse_amount
+from spadnet.inference.work_list import model_digest
+from spadnet.losses.targets import OutputKind, num_outputs
+from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
+from spadnet.models.low_rank import add_low_rank
+from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.vit import SpadViT
+from spadnet.near_names import suggest
+from spadnet.weights.hub import load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+PROTOCOLS = ("knn", "probe", "finetune")
+GIVEN, SCRATCH, RECIPE = "given", "scratch", "recipe"
+_ENTRY = ("path", "finetune", "features", "shares")
+
+
+class Given(NamedTuple):
+    """The model that is measured.
+
+    Attributes:
+        source: Where it is.
+        name: Of its size.
+        model: An encoder.
+        digest: Hash of its configuration and weights.
+    """
+
+    source: str
+    name: str
+    model: Encoder
+    digest: str
+
+
+class Subject(NamedTuple):
+    """A task and what is done with it.
+
+    Attributes:
+        name: In tables.
+        task: Its cases.
+        settings: Of a fine-tuning, as plain types.
+        arguments: The overrides that they come from.
+        rule: What is done to the images of frozen features.
+        amounts: How many labels.
+    """
+
+    name: str
+    task: TaskData
+    settings: dict[str, Any]
+    arguments: list[str]
+    rule: Preparation
+    amounts: list[Amount]
+
+
+def find_given(source: str) -> Given:
+    """Load the model to be measured: an encoder, or what holds one.
+
+    Raises:
+        ValueError: If there is none; the message names the folder.
+    """
+    loaded = find_any(source)
+    if not isinstance(loaded.model, SpadConvNet):
+        loaded = load_checkpoint(loaded.folder, expect=SpadViT)
+    model = cast(Encoder, loaded.model)
+    name = str(loaded.config["model"].get("name") or type(model).__name__)
+    return Given(source, name, model, model_digest(loaded.folder))
+
+
+def find_subjects(
+    options: Mapping[str, Any], *, in_chans: int, config_dir: Sequence[str]
+) -> list[Subject]:
+    """Read the descriptions of all tasks, so that what is wrong with any shows first.
+
+    Args:
+        options: Of the verb.
+        in_chans: Channels of the given model.
+        config_dir: Flags that name the user's own configurations.
+    """
+    entries = {name: entry for name, entry in options["tasks"].items() if _has_path(name, entry)}
+    if options["data"]["path"] is not None:
+        entries = {"": {}, **entries}
+    if not entries:
+        raise UsageError(
+            "data.path=FILE|FOLDER is missing: labelled images as for spadnet finetune; "
+            "or tasks={NAME: {path: ...}}"
+        )
+    labelled = plain(finetune_config([]))["data"]
+    found = []
+    for name, entry in entries.items():
+        own = _changes(options["data"], labelled, "data")
+        if name:
+            own = [*_overrides(entry.get("finetune")), f"data.path={_text(entry['path'])}"]
+        arguments = [*config_dir, *_overrides(options["finetune"]), *own]
+        shares = entry.get("shares") or options["shares"]
+        frozen = _overrides(options["features"]) + _overrides(entry.get("features"))
+        found.append(_subject(name, arguments, frozen, shares, in_chans))
+    names = [subject.name for subject in found]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"several tasks are named {', '.join(sorted(repeated))}")
+    return found
+
+
+def _has_path(name: str, entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        raise UsageError(f"tasks.{name} must be {{path: ...}}, got {entry!r}")
+    for key in entry:
+        if key not in _ENTRY:
+            raise UsageError(f"tasks.{name}.{key}: no such key{suggest(str(key), _ENTRY)}")
+    return entry.get("path") is not None
+
+
+def _subject(
+    name: str, arguments: list[str], frozen: list[str], shares: Sequence[Any], in_chans: int
+) -> Subject:
+    config = finetune_config(arguments)
+    settings = plain(config)
+    task = find_task(settings)
+    name = name or task.name
+    if not task.of("test"):
+        raise ValueError(f"{name}: the split 'test' is empty")
+    try:
+        amounts = [parse_amount(text) for text in shares]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    is_map = task.kind == "segmentation"
+    section = plain(finetune_config([*arguments, *frozen]))["data"]
+    rule = preparation(section, in_chans=in_chans, is_map=is_map)
+    return Subject(name, task, settings, arguments, rule, amounts)
+
+
+def finetune_config(arguments: Sequence[str]) -> DictConfig:
+    """Compose the settings of a fine-tuning."""
+    config = configure("finetune", arguments)
+    if config is None:
+        raise UsageError("--cfg belongs to the verb, not to finetune=[...]")
+    return config
+
+
+def _overrides(values: Any, where: str = "") -> list[str]:
+    """Overrides that a nested mapping stands for."""
+    if values is None:
+        return []
+    if not isinstance(values, dict):
+        raise UsageError(f"settings must be {{KEY: VALUE}}, got {values!r}")
+    found = []
+    for key, value in values.items():
+        name = f"{where}{key}"
+        found += (
+            _overrides(value, f"{name}.") if isinstance(value, dict) else [f"{name}={_text(value)}"]
+        )
+    return found
+
+
+def _changes(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> list[str]:
+    """Overrides that make ``values`` of ``defaults``."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _changes(value, defaults[key], f"{where}.{key}")
+        elif value != defaults[key]:
+            found.append(f"{where}.{key}={_text(value)}")
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value as the right side of an override."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return str(value)
+
+
+# --- models ---
+
+
+def untrained(model: Encoder, *, seed: int) -> Encoder:
+    """The same architecture with random weights."""
+    torch.manual_seed(seed)
+    return type(model)(**model.config())
+
+
+def build_start(
+    given: Given, kind: str, subject: Subject, settings: Mapping[str, Any]
+) -> nn.Module:
+    """A network to be fine-tuned, with a fresh head.
+
+    Args:
+        given: The measured model.
+        kind: ``"given"``, ``"scratch"`` (the same with random weights), or ``"recipe"``: what the
+            settings build.
+        subject: The task.
+        settings: Of the training; their seed decides random weights.
+    """
+    task = subject.task
+    is_map = task.kind == "segmentation"
+    if kind == RECIPE:
+        settings = {**settings, "init": None}
+        return build_segmentor(settings, task) if is_map else build_classifier(settings, task)
+    seed = settings["seed"]
+    model = untrained(given.model, seed=seed) if kind == SCRATCH else copy.deepcopy(given.model)
+    torch.manual_seed(seed)
+    if is_map:
+        if not isinstance(model, SpadViT):
+            raise UsageError(f"protocols: a {type(model).__name__} cannot learn label maps")
+        model.reset_classifier(0)
+        return VitSegmentor(model, num_classes=len(task.classes), deep_supervision=True)
+    width = num_outputs(cast(OutputKind, task.kind), len(task.classes))
+    mode = settings["recipe"]["mode"]
+    if isinstance(model, SpadConvNet):
+        if mode != "full":
+            raise UsageError(f"recipe.mode={mode} is for a spad_vit")
+        model.head, model.num_classes = nn.Linear(model.num_features, width), width
+        return model
+    if mode == "attention":
+        return AttentionClassifier(model, num_classes=width)
+    model.reset_classifier(width)
+    if mode == "lora":
+        add_low_rank(model, rank=settings["recipe"]["lora_rank"])
+    return model

@@ -1,0 +1,127 @@
+"""Thick slices on the thin grid, and worse images."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spadnet.data.task_images import TaskImage
+from spadnet.data.warp import thick_slices
+from spadnet.evaluate.degrade import KINDS, check_kinds, coarse, degrade
+from spadnet.evaluate.segmentation_scores import WindowRule
+from spadnet.evaluate.thick_slices import RepeatedSlices, back_on_thin, thick_dice, turned_back
+from spadnet.spacing import Spacing
+
+SIZE = (6, 8, 10)
+MM = Spacing(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_turning_is_undone(axis: int) -> None:
+    x = torch.rand(1, *SIZE)
+    turned, _, _ = thick_slices(x, None, MM, axis=axis, slab=1)
+    assert torch.equal(turned_back(turned, axis=axis, size=SIZE), x)
+    assert torch.equal(turned_back(turned[0], axis=axis, size=SIZE), x[0])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_repeated_slices_have_the_means_of_thin_ones(axis: int) -> None:
+    x = torch.rand(1, 8, 8, 8)
+    thick, _, spacing = thick_slices(x, None, MM, axis=axis, slab=4)
+    assert spacing.degree() == 2
+    back = back_on_thin(thick, slab=4, axis=axis, size=(8, 8, 8), way="repeat")
+    for start in (0, 4):
+        part = x.narrow(1 + axis, start, 4).mean(1 + axis, keepdim=True)
+        assert torch.allclose(back.narrow(1 + axis, start, 4), part.expand(-1, *_group(axis)))
+
+
+def _group(axis: int) -> list[int]:
+    return [4 if dim == axis else 8 for dim in range(3)]
+
+
+def test_interpolation_keeps_a_ramp() -> None:
+    x = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 4, 4, 16)
+    thick, _, _ = thick_slices(x, None, MM, axis=2, slab=4)
+    back = back_on_thin(thick, slab=4, axis=2, size=(4, 4, 16), way="interpolate")
+    assert torch.allclose(back[..., 2:-2], x[..., 2:-2], atol=1e-4)
+
+
+class _Threshold(nn.Module):
+    """Calls bright voxels class 1; notes the degrees it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_chans = 1
+        self.weight = nn.Parameter(torch.tensor(100.0))
+        self.degrees: list[int] = []
+
+    def forward(self, x: Tensor, degree: int) -> Tensor:
+        self.degrees.append(degree)
+        return torch.cat([0 * x, self.weight * (x - 0.5)], 1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_every_way_is_scored_on_the_thin_grid(axis: int) -> None:
+    label = torch.zeros(8, 16, 16, dtype=torch.uint8)
+    label[:4, 4:8, 8:12] = 1  # whole slabs of four along every axis
+    case = TaskImage("a", label[None].half(), label, 0, MM)
+    rule = WindowRule((16, 16, 16), 4)
+    model = _Threshold()
+    for slab, way, degree in ((1, "degree", 0), (4, "degree", 2), (4, "repeat", 0)):
+        model.degrees.clear()
+        found = thick_dice(
+            model,
+            case,
+            axis=axis,
+            slab=slab,
+            way=way,  # type: ignore[arg-type]
+            rule=rule,
+            num_classes=2,
+        )
+        assert found == [1.0]
+        assert set(model.degrees) == {degree}
+
+
+def test_a_share_of_training_cases_has_repeated_slices() -> None:
+    label = torch.zeros(SIZE, dtype=torch.uint8)
+    images = [TaskImage(f"c{i}", torch.rand(1, *SIZE).half(), label, 0, MM) for i in range(3)]
+    found = RepeatedSlices(images, share=0.2)
+    assert len(found) == 3 * 30
+    same = [torch.equal(case.image, images[i % 3].image) for i, case in enumerate(found)]
+    assert sum(same) == 3 * 24
+    assert all(case.image.shape == (1, *SIZE) and case.degree == 0 for case in found)
+    with pytest.raises(ValueError, match="must lie in"):
+        RepeatedSlices(images, share=1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("size", "spacing"), [((1, 32, 32), Spacing.planar()), ((40, 16, 14), MM)])
+def test_degradations_grow_and_depend_on_the_name(
+    kind: str, size: tuple[int, int, int], spacing: Spacing
+) -> None:
+    image = 0.2 + 0.6 * torch.rand(1, *size)
+    changes = []
+    for strength in (0.0, 0.3, 1.0):
+        found = degrade(image, spacing, key="a", kinds=[kind], strength=strength)
+        again = degrade(image, spacing, key="a", kinds=[kind], strength=strength)
+        assert torch.equal(found, again)
+        assert found.shape == image.shape
+        assert found.min() >= 0
+        assert found.max() <= 1
+        changes.append(float((found - image).abs().mean()))
+    assert changes[0] == pytest.approx(0, abs=1e-6)
+    assert changes[0] < changes[1] < changes[2]
+
+
+def test_kinds_are_drawn_and_unknown_ones_refused() -> None:
+    image = torch.rand(1, 1, 16, 16)
+    drawn = set()
+    for i in range(20):
+        found = degrade(image, Spacing.planar(), key=str(i), kinds=KINDS, strength=0.5)
+        for kind in KINDS:
+            alone = degrade(image, Spacing.planar(), key=str(i), kinds=[kind], strength=0.5)
+            if torch.equal(found, alone):
+                drawn.add(kind)
+    assert drawn == set(KINDS)
+    with pytest.raises(ValueError, match="did you mean 'blur'"):
+        check_kinds(["blurr"])
+    assert torch.equal(coarse(image, dim=2, share=0.0), image)
