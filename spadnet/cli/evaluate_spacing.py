@@ -10,8 +10,7 @@ import numpy as np
 from spadnet.cli.evaluate_report import page_facts
 from spadnet.cli.evaluate_tasks import Subject
 from spadnet.cli.evaluate_training import Cases, Trained, read_all, settings_of, train_best
-from spadnet.cli.finetune import in_chans
-from spadnet.cli.finetune_model import build_segmentor
+from spadnet.cli.finetune_model import build_segmentor, in_chans
 from spadnet.cli.usage import UsageError
 from spadnet.data.journal import hash_of
 from spadnet.data.task_images import TaskImage

@@ -11,10 +11,19 @@ import torch
 from torch import nn
 
 from spadnet.cli.evaluate_tasks import Subject, finetune_config
-from spadnet.cli.finetune import in_chans, without_deep_supervision
+from spadnet.cli.finetune import with_length
 from spadnet.cli.finetune_data import build_steps, preparation, read_split
-from spadnet.cli.finetune_model import Statistics, finetune_settings, target_loss
+from spadnet.cli.finetune_job import without_deep_supervision
+from spadnet.cli.finetune_model import (
+    Statistics,
+    check_mixup,
+    in_chans,
+    recipe_mode,
+    recipe_optim,
+    target_loss,
+)
 from spadnet.cli.training import plain, record_and_fit
+from spadnet.data.identity import identity_of_task
 from spadnet.data.task_images import CaseReader, Preparation, TaskImage
 from spadnet.data.tasks import Case, TaskData
 from spadnet.evaluate.intervals import Outcome
@@ -123,6 +132,7 @@ def train_best(
     """
     shutil.rmtree(folder, ignore_errors=True)
     config = finetune_config([*subject.arguments, *extra, *_QUIET, f"seed={seed}", f"out={folder}"])
+    config = with_length(config, num_cases=len(task.of("train")))
     settings = plain(config)
     choose_precision(config.trainer.precision)
     is_map = task.kind == "segmentation"
@@ -130,7 +140,14 @@ def train_best(
     keys = {case.key for case in task.of("train")}
     train = [image for image in cases.train if image.key in keys]
     stride = contract_of(cast(Any, model)).stride
-    steps = build_steps(settings["data"], wrap(train), seed=seed, is_map=is_map, stride=stride)
+    steps = build_steps(
+        settings["data"],
+        wrap(train),
+        seed=seed,
+        is_map=is_map,
+        stride=stride,
+        mixup=check_mixup(settings, task),
+    )
     window, statistics, loss = None, Statistics(), cast(nn.Module, None)
     if is_map:
         assert steps.crop is not None
@@ -166,7 +183,8 @@ def train_best(
         model,
         loss,
         max_steps=settings["trainer"]["max_steps"],
-        settings=finetune_settings(settings),
+        optim=recipe_optim(settings),
+        freeze=recipe_mode(settings) in ("probe", "attention"),
     )
     num_trained = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
     data = StepDataModule(
@@ -174,7 +192,15 @@ def train_best(
         max_steps=settings["trainer"]["max_steps"],
         num_workers=settings["data"]["num_workers"],
     )
-    result = record_and_fit(module, data, config, argv=(), verb="evaluate", callbacks=[best])
+    result = record_and_fit(
+        module,
+        data,
+        config,
+        argv=(),
+        verb="evaluate",
+        identity=identity_of_task(task, [*train, *cases.val]),
+        callbacks=[best],
+    )
     shutil.rmtree(folder, ignore_errors=True)
     if result.stopped_by is not None:
         raise KeyboardInterrupt

@@ -1,11 +1,13 @@
 """The model and the loss of a fine-tuning from its configuration."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from spadnet.cli.trained import inner_folder
 from spadnet.cli.training import build_model, optim_settings
 from spadnet.cli.usage import UsageError
 from spadnet.data.task_images import TaskImage
@@ -14,11 +16,17 @@ from spadnet.losses.targets import OutputKind, TargetLoss, balanced_weights, num
 from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.low_rank import add_low_rank
 from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
+from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
 from spadnet.train.finetune_task import target_statistics
 from spadnet.train.initial_weights import start_from
 from spadnet.train.optim import OptimSettings
+from spadnet.weights.transfer import put_tokenizer, put_unet
+
+logger = logging.getLogger(__name__)
 
 MODES = ("full", "probe", "attention", "lora")
 
@@ -45,6 +53,28 @@ def recipe_optim(settings: Mapping[str, Any]) -> OptimSettings:
     return optim_settings({**settings["optim"], **own})
 
 
+def check_mixup(settings: Mapping[str, Any], task: TaskData) -> float:
+    """How images are mixed; refused where a share of a target means nothing."""
+    mixup = settings["recipe"]["mixup"]
+    if mixup and task.kind not in ("classification", "multi_label"):
+        raise UsageError(f"recipe.mixup is for classes and labels, not for {task.kind}; leave it 0")
+    if mixup and settings["data"]["micro_batch"] == 1:
+        raise UsageError(
+            "recipe.mixup mixes the images of a micro-batch; data.micro_batch=2 or more"
+        )
+    return float(mixup)
+
+
+def find_init(settings: Mapping[str, Any]) -> str | None:
+    """Where the first weights come from; a run's folder stands for what was trained in it."""
+    source = settings["init"]
+    return (
+        None
+        if source is None
+        else inner_folder(str(source), "encoder", "unet", "tokenizer", "best")
+    )
+
+
 def build_classifier(settings: Mapping[str, Any], task: TaskData) -> nn.Module:
     """Build a model with a head for classes, labels or values.
 
@@ -53,57 +83,73 @@ def build_classifier(settings: Mapping[str, Any], task: TaskData) -> nn.Module:
         task: What is predicted.
     """
     torch.manual_seed(settings["seed"])
-    section, mode = dict(settings["model"]), settings["recipe"]["mode"]
+    section, mode, source = dict(settings["model"]), settings["recipe"]["mode"], find_init(settings)
     section.pop("num_mask_layers", None)
     checkpointing = section.pop("grad_checkpointing", False)
     width = num_outputs(cast(OutputKind, task.kind), len(task.classes))
-    is_conv = str(section["name"]).startswith("spad_conv_")
-    prefix = "spad_conv_" if is_conv else "spad_vit_"
-    if not str(section["name"]).startswith(prefix):
-        raise UsageError(f"model {section['name']!r} does not fit a {task.kind} task")
-    model = build_model({**section, "num_classes": width}, prefix=prefix)
-    if not isinstance(model, SpadViT):
-        if settings["init"] is not None or mode != "full":
+    name = str(section["name"])
+    section["num_classes"] = width
+    if name.startswith("spad_conv_"):
+        if source is not None or mode != "full":
             raise UsageError(f"init= and recipe.mode={mode} are for a spad_vit")
-        return model
-    if settings["init"] is not None:
-        start_from(model, settings["init"])
-    model.set_grad_checkpointing(checkpointing)
+        return build_model(section, prefix="spad_conv_")
+    if not name.startswith("spad_vit_"):
+        raise UsageError(f"model {name!r} does not fit a {task.kind} task")
+    vit = cast(SpadViT, build_model(section, prefix="spad_vit_"))
+    if source is not None:
+        logger.info("init: %s", start_from(vit, source))
+    elif mode != "full":
+        logger.warning("recipe.mode=%s without init=: the frozen encoder is a random one", mode)
+    vit.set_grad_checkpointing(checkpointing)
     if mode == "attention":
-        return AttentionClassifier(model, num_classes=width)
+        return AttentionClassifier(vit, num_classes=width)
     if mode == "lora":
-        add_low_rank(model, rank=settings["recipe"]["lora_rank"])
-    return model
+        add_low_rank(vit, rank=settings["recipe"]["lora_rank"])
+    return vit
 
 
 def build_segmentor(settings: Mapping[str, Any], task: TaskData) -> nn.Module:
-    """Build a U-Net, or a ViT with a decoder, that gives logits of voxels at every level.
+    """Build a network that gives logits of voxels at every level.
+
+    A U-Net; or an encoder with a U-Net's decoder, which is a ViT or, under the name of a
+    tokenizer, the encoder of that.
 
     Args:
         settings: Composed configuration as plain types; its seed decides the first weights.
         task: What is predicted.
     """
     torch.manual_seed(settings["seed"])
-    section, mode = dict(settings["model"]), settings["recipe"]["mode"]
+    section, mode, source = dict(settings["model"]), settings["recipe"]["mode"], find_init(settings)
     section.pop("num_mask_layers", None)
     checkpointing = section.pop("grad_checkpointing", False)
     if mode != "full":
         raise UsageError(f"recipe.mode={mode} is for classes and values; leave it out")
-    count = len(task.classes)
-    if str(section["name"]).startswith("spad_unet_"):
-        arguments = {**section, "num_classes": count, "deep_supervision": True}
-        model = build_model(arguments, prefix="spad_unet_")
-        if settings["init"] is not None:
-            raise UsageError("init= is for a spad_vit")
-    else:
-        if not str(section["name"]).startswith("spad_vit_"):
-            raise UsageError(f"model {section['name']!r} does not fit a segmentation task")
-        vit = build_model(section, prefix="spad_vit_")
-        assert isinstance(vit, SpadViT)
-        if settings["init"] is not None:
-            start_from(vit, settings["init"])
+    name, count = str(section["name"]), len(task.classes)
+    model: SpadUNet | VitSegmentor | TokenizerSegmentor
+    if name.startswith("spad_unet_"):
+        section |= {"num_classes": count, "deep_supervision": True}
+        model = cast(SpadUNet, build_model(section, prefix="spad_unet_"))
+        if source is not None:
+            logger.info("init: %s", put_unet(model, source))
+    elif name.startswith("spad_vt_"):
+        tokenizer = cast(Tokenizer, build_model(section, prefix="spad_vt_"))
+        model = TokenizerSegmentor(
+            in_chans=tokenizer.in_chans,
+            encoder_widths=tokenizer.widths,
+            num_classes=count,
+            deep_supervision=True,
+        )
+        model.pyramid.encoder.load_state_dict(tokenizer.encoder.state_dict())  # its own start
+        if source is not None:
+            logger.info("init: %s", put_tokenizer(model, source))
+    elif name.startswith("spad_vit_"):
+        vit = cast(SpadViT, build_model(section, prefix="spad_vit_"))
+        if source is not None:
+            logger.info("init: %s", start_from(vit, source))
         model = VitSegmentor(vit, num_classes=count, deep_supervision=True)
-    cast(Any, model).set_grad_checkpointing(checkpointing)
+    else:
+        raise UsageError(f"model {name!r} does not fit a segmentation task")
+    model.set_grad_checkpointing(checkpointing)
     return model
 
 
@@ -145,3 +191,8 @@ def target_loss(
         label_smoothing=settings["recipe"]["label_smoothing"],
     )
     return loss, found
+
+
+def in_chans(model: nn.Module) -> int:
+    """Channels that a model takes."""
+    return int(cast(Any, getattr(model, "vit", model)).in_chans)

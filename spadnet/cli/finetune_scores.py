@@ -14,6 +14,7 @@ from torch import nn
 from spadnet.cli.finetune_data import read_split
 from spadnet.cli.finetune_model import Statistics
 from spadnet.data.atomic import write_atomic
+from spadnet.data.io import write_like
 from spadnet.data.task_images import CaseReader, Preparation, TaskImage
 from spadnet.data.tasks import TaskData
 from spadnet.evaluate.segmentation_scores import CaseScore, WindowRule, mean_dice, segment_cases
@@ -72,6 +73,9 @@ def judge_maps(
             model, task.of("test"), reader=reader, rule=window, classes=task.classes
         ):
             rows += found.scores
+            mask = folder / "masks" / f"{found.case.key}.nii.gz"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            write_like(found.mask, found.image, mask)
         write_cases(folder / "cases.csv", rows)
         return mean_scores(rows, task.classes[1:])
 

@@ -44,13 +44,13 @@ def find_tokenizer(source: str) -> Tokenizer:
     Raises:
         ValueError: If there is none; the message names the folder and the reason.
     """
-    return load_tokenizer(_inner(source, "tokenizer"))
+    return load_tokenizer(inner_folder(source, "tokenizer"))
 
 
 def find_loaded(source: str, *, expect: type[Tokenizer] | type[SpadViT]) -> Loaded:
     """Load an encoder or a tokenizer like :func:`find_tokenizer`, with all that is known of it."""
     name = "tokenizer" if expect is Tokenizer else "encoder"
-    return load_checkpoint(_inner(source, name), expect=expect)
+    return load_checkpoint(inner_folder(source, name), expect=expect)
 
 
 def find_any(source: str) -> Loaded:
@@ -69,12 +69,12 @@ def find_any(source: str) -> Loaded:
     return loaded
 
 
-def _inner(source: str, name: str) -> str:
-    """The checkpoint folder within a run's folder; anything else as it is."""
+def inner_folder(source: str, *names: str) -> str:
+    """The checkpoint folder of one of some names within a run's folder; anything else as it is."""
     folder = Path(source).expanduser()
-    inside = folder / name
-    is_run = ":" not in source and inside.is_dir() and not (folder / "config.json").exists()
-    return str(inside) if is_run else source
+    if ":" in source or (folder / "config.json").exists():
+        return source
+    return next((str(folder / name) for name in names if (folder / name).is_dir()), source)
 
 
 def required(options: Mapping[str, Any], key: str, what: str) -> str:

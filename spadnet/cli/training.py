@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,10 @@ def build_model(section: Mapping[str, Any], *, prefix: str) -> nn.Module:
     try:
         return create_model(name, **arguments)
     except TypeError as error:
+        if odd := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise UsageError(
+                f"model.{odd[1]}: {name} takes no such argument; '~model.{odd[1]}' leaves it out"
+            ) from error
         raise UsageError(f"model: {error}") from error
 
 

@@ -6,6 +6,8 @@ folders of labels, nnU-Net raw folders, and MONAI's and the Decathlon's lists of
 
 import csv
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,8 +102,8 @@ def _read_medmnist(path: Path, form: _Form) -> TaskData:
     try:
         with np.load(path, allow_pickle=False) as content:
             labels = {split: content[f"{split}_labels"] for split in SPLITS}
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a MedMNIST file: {error}") from error
+    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a MedMNIST file, or cut off: {error}") from error
     for split, rows in labels.items():
         rows = rows.reshape(len(rows), -1)
         width, highest = rows.shape[1], max(highest, int(rows.max(initial=0)))

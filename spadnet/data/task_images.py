@@ -1,6 +1,8 @@
 """Read the cases of a task: image as a network takes it, and its target on the same grid."""
 
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor
 from spadnet.data.image import Image, ImageError, file_name, orient, plain_grid
 from spadnet.data.io import read_image
 from spadnet.data.preprocess import Window, bound_in_plane, cut_to_body, resize, scale, to_channels
-from spadnet.data.tasks import Case
+from spadnet.data.tasks import Case, warn_of_absent
 from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride
 
 logger = logging.getLogger(__name__)
@@ -208,8 +210,13 @@ class CaseReader:
     def _row(self, path: Path, array: str, index: int) -> Image:
         table = self._tables.get((path, array))
         if table is None:
-            with np.load(path, allow_pickle=False) as content:
-                table = self._tables[path, array] = content[array]
+            try:
+                with np.load(path, allow_pickle=False) as content:
+                    table = self._tables[path, array] = content[array]
+            except (KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                raise ImageError(f"{path}: {array} cannot be read: {error}") from error
+        if index >= len(table):
+            raise ImageError(f"{path}: {array} has {len(table)} images, but there are more labels")
         row = table[index]
         is_colour = row.ndim > 2 and row.shape[-1] == 3
         row = np.moveaxis(row, -1, 0) if is_colour else row[None]
@@ -217,6 +224,29 @@ class CaseReader:
         row = row[:, None] if is_flat else row
         size = (row.shape[1], row.shape[2], row.shape[3])
         return orient(row, plain_grid(size, num_axes=2 if is_flat else 3), source=file_name(path))
+
+
+def check_maps(images: Sequence[TaskImage], *, name: str, classes: Sequence[str]) -> None:
+    """Refuse training label maps that all hold one class alone; warn of classes in none of them.
+
+    Args:
+        images: Training cases with label maps.
+        name: Of the data set.
+        classes: Names by voxel value.
+
+    Raises:
+        ValueError: If there is nothing to learn.
+    """
+    found: set[int] = set()
+    for case in images:
+        found |= set(torch.unique(case.target).tolist())
+    if len(found) == 1:
+        (only,) = found
+        raise ValueError(
+            f"{name}: all training label maps are {classes[only]!r} alone; "
+            "there is nothing to learn"
+        )
+    warn_of_absent(name, [label for value, label in enumerate(classes) if value not in found])
 
 
 def label_on(label: np.ndarray, image: Image, prepared: Image) -> np.ndarray:
@@ -272,4 +302,6 @@ def read_cases(
             elif not faults:
                 yield result
     if faults:
-        raise ImageError("; ".join(faults))
+        raise ImageError(
+            "; ".join(dict.fromkeys(faults))
+        )  # a table's fault is that of all its rows

@@ -23,6 +23,18 @@ from spadnet.data.warp import (
 from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
 
 
+class Mixture(NamedTuple):
+    """What was mixed into the images of a batch (mixup, arXiv 1710.09412).
+
+    Attributes:
+        share: Of the images' own intensities and targets, in [0, 1].
+        target: Targets of what was mixed in, like those of the batch.
+    """
+
+    share: float
+    target: Tensor
+
+
 class LabelledBatch(NamedTuple):
     """Images of one degree with their targets.
 
@@ -34,6 +46,7 @@ class LabelledBatch(NamedTuple):
         spacing: Millimetres along z, y, x, [B, 3].
         keys: Names of the cases.
         intensity: Intensity augmentation that is still to be done; None where there is none.
+        mixture: What other images of the batch were mixed in; None where there are none.
     """
 
     image: Tensor
@@ -42,6 +55,7 @@ class LabelledBatch(NamedTuple):
     spacing: Tensor
     keys: list[str]
     intensity: IntensityDraw | None = None
+    mixture: Mixture | None = None
 
     def augmented(self) -> "LabelledBatch":
         """Do the intensity augmentation where the image is now: on the device."""
@@ -59,12 +73,15 @@ class TaskAugment(NamedTuple):
         thick_prob: Chance of averaging 2 or 4 slices of a nearly isotropic volume along any axis,
             so that the network also sees the degrees of thick slices. Label maps stay fine.
         foreground: Share of segmentation crops around a voxel that is not background.
+        mixup: Of classes and labels, both parameters of the Beta distribution of a batch's share
+            when images are mixed in pairs; 0 for no mixing.
     """
 
     warp: WarpRange | None = WarpRange()
     intensity: IntensityAugment | None = IntensityAugment()
     thick_prob: float = 0.0
     foreground: float = 0.33
+    mixup: float = 0.0
 
 
 class TaskSteps(Dataset[list[LabelledBatch]]):
@@ -100,6 +117,8 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
             raise ValueError(f"batch sizes must be positive, got {batch_size} and {micro_batch}")
         if not images:
             raise ValueError("no training cases")
+        if augment.mixup < 0:
+            raise ValueError(f"mixup must not be negative, got {augment.mixup}")
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
@@ -120,23 +139,23 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
             drawn[place] = image, target, spacing
             groups[degree, *image.shape, *target.shape].append((place, index))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % (1 << 63))
+        rng = np.random.default_rng((self.seed, 2, step))
         batches = []
         for (degree, *_), members in sorted(groups.items()):
             for first in range(0, len(members), self.micro_batch):
                 part = members[first : first + self.micro_batch]
                 change = self.augment.intensity
-                batches.append(
-                    LabelledBatch(
-                        torch.stack([drawn[place][0] for place, _ in part]),
-                        torch.stack([drawn[place][1] for place, _ in part]),
-                        degree,
-                        torch.tensor([drawn[place][2] for place, _ in part]),
-                        [self.images[index].key for _, index in part],
-                        None
-                        if change is None
-                        else draw_intensity(len(part), generator=generator, augment=change),
-                    )
+                batch = LabelledBatch(
+                    torch.stack([drawn[place][0] for place, _ in part]),
+                    torch.stack([drawn[place][1] for place, _ in part]),
+                    degree,
+                    torch.tensor([drawn[place][2] for place, _ in part]),
+                    [self.images[index].key for _, index in part],
+                    None
+                    if change is None
+                    else draw_intensity(len(part), generator=generator, augment=change),
                 )
+                batches.append(mix(batch, rng, self.augment.mixup) if self.augment.mixup else batch)
         return batches
 
     def indices(self, step: int) -> list[int]:
@@ -188,3 +207,17 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
         sizes = (depth, *self.crop[1:])
         z, y, x = (-(-size // step) * step for size, step in zip(sizes, steps, strict=True))
         return z, y, x
+
+
+def mix(batch: LabelledBatch, rng: np.random.Generator, concentration: float) -> LabelledBatch:
+    """Mix the images of a batch in pairs.
+
+    Args:
+        batch: Images of classes or labels.
+        rng: Decides the pairs and the share.
+        concentration: Both parameters of the Beta distribution of the share.
+    """
+    share = float(rng.beta(concentration, concentration))
+    order = torch.from_numpy(rng.permutation(len(batch.keys)))
+    image = share * batch.image + (1 - share) * batch.image[order]
+    return batch._replace(image=image, mixture=Mixture(share, batch.target[order]))

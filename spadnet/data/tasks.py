@@ -125,7 +125,20 @@ def check_task(task: TaskData) -> TaskData:
             _count(shared, "patient"),
             _listed(shared),
         )
+    if task.kind in ("classification", "ordinal", "multi_label"):
+        warn_of_absent(task.name, [name for name, n in class_counts(task).items() if n == 0])
     return task
+
+
+def warn_of_absent(name: str, absent: Sequence[str]) -> None:
+    """Warn of classes that no training case has.
+
+    Args:
+        name: Of the data set.
+        absent: The classes.
+    """
+    if absent:
+        logger.warning("%s: no training case has %s", name, _listed(absent))
 
 
 def _check_targets(task: TaskData) -> None:

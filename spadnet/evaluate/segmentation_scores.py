@@ -46,7 +46,7 @@ class CaseScore(NamedTuple):
     Attributes:
         case: Name of the case.
         label: Name of the class.
-        dice: Overlap, in [0, 1]; 1 where neither has the class.
+        dice: Overlap, in [0, 1]; 1 where neither has the class, 0 where the mask alone has it.
         nsd: Surface that agrees within the tolerance, in [0, 1]; NaN where it is not known.
         hd95: 95th percentile of the surface distances in mm; NaN where either lacks the class.
     """
@@ -129,20 +129,20 @@ def mean_dice(
         dice_of(segment_view(model, case.image, case.degree, rule), case.target, len(classes))
         for case in images
     ]
-    each = np.nanmean(np.array(rows), axis=0)
+    each = np.mean(np.array(rows), axis=0)
     return {"dice": float(each.mean())} | {
         f"dice_{name}": float(value) for name, value in zip(classes[1:], each, strict=True)
     }
 
 
 def dice_of(mask: Tensor, label: Tensor, count: int) -> list[float]:
-    """Dice of the classes 1 to ``count - 1`` of two maps [D, H, W]; 1 where neither has one."""
-    found = compute_dice(_one_hot(mask, count), _one_hot(label, count), include_background=False)
-    values = found[0].tolist()
-    return [
-        1.0 if not bool((label == k).any()) and not bool((mask == k).any()) else float(value)
-        for k, value in enumerate(values, start=1)
-    ]
+    """Dice of the classes 1 to ``count - 1`` of two maps [D, H, W].
+
+    It is 1 where neither has the class, and 0 where the mask alone has it.
+    """
+    pair = _one_hot(mask, count), _one_hot(label, count)
+    found = compute_dice(*pair, include_background=False, ignore_empty=False)
+    return [float(value) for value in found[0].tolist()]
 
 
 class Segmented(NamedTuple):

@@ -26,6 +26,7 @@ from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE, required_multiple
 from spadnet.weights.contract import contract_of
@@ -96,7 +97,15 @@ class LogitsOutputs(nn.Module):
 
 
 Wrapped = EncoderOutputs | TokenizerOutputs | LogitsOutputs
-Exportable = SpadViT | Tokenizer | SpadUNet | SpadConvNet | AttentionClassifier | VitSegmentor
+Exportable = (
+    SpadViT
+    | Tokenizer
+    | SpadUNet
+    | SpadConvNet
+    | AttentionClassifier
+    | VitSegmentor
+    | TokenizerSegmentor
+)
 
 
 def export_model(

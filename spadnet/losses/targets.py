@@ -40,6 +40,8 @@ class TargetLoss(nn.Module):
             label_smoothing: Share of the probability that is spread over all classes.
         """
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
         self.kind = kind
         self.label_smoothing = label_smoothing
         self.register_buffer("weight", weight, persistent=False)

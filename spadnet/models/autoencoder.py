@@ -78,13 +78,17 @@ class Encoder(nn.Module):
 
     def embed_patches(self, x: Tensor, degree: int) -> Tensor:
         """Embed [B, C_in, D, H, W] as :meth:`forward`, each patch for itself."""
+        return self.embed_levels(x, degree)[-1]
+
+    def embed_levels(self, x: Tensor, degree: int) -> list[Tensor]:
+        """Embed as :meth:`embed_patches` and return what is after the stem and each halving."""
         again = self.grad_checkpointing and self.training
-        x = run_layer(self.stem, x, degree, again=again)
+        levels = [run_layer(self.stem, x, degree, again=again)]
         level = self.stem_stride.bit_length() - 1
         for down in self.downs:
-            x = run_layer(down, x, max(degree - level, 0), again=again)
+            levels.append(run_layer(down, levels[-1], max(degree - level, 0), again=again))
             level += 1
-        return x
+        return levels
 
     def mix(self, z: Tensor, degree: int) -> Tensor:
         """Let embedded patches [B, C, d, h, w] see their neighbours and the whole's statistics."""

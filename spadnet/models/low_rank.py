@@ -1,7 +1,9 @@
 """Low-rank adaptation (LoRA, arXiv 2106.09685): frozen matrices with a small learned correction.
 
-The correction is a parametrisation of the weight, and not a wrapped layer as in peft: attention
-reads the weight of queries, keys and values itself, where a wrapper would be passed by unnoticed.
+The correction is a parametrisation of the weight. peft (0.21) wraps layers, for its
+``target_parameters`` as well: attention reads the weight of queries, keys and values itself, to
+give keys no bias, so that a wrapper's corrections get no gradient and no error tells of it. peft
+also brings transformers and accelerate, 150 MB that nothing else here needs.
 """
 
 import copy

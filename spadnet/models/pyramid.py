@@ -1,10 +1,11 @@
-"""Feature pyramid on a SPAD-ViT: maps at in-plane strides 4, 8, 16 and 32."""
+"""Feature pyramids: maps at rising in-plane strides out of a SPAD-ViT or a tokenizer's encoder."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from spadnet.layers.spad_conv import Reduction, SpadConvTranspose3d, spad_max_pool3d
+from spadnet.models.autoencoder import Encoder
 from spadnet.models.vit import SpadViT
 
 
@@ -37,6 +38,7 @@ class Pyramid(nn.Module):
             unused.requires_grad_(False)  # no map passes them: DDP must not wait for them
         self.vit = vit
         self.out_indices = tuple(out_indices)
+        self.widths = (width,) * 4
         # GroupNorm with one channel a group is InstanceNorm that also takes a single position.
         self.norms = nn.ModuleList(nn.GroupNorm(width, width) for _ in range(4))
         self.up4_first = SpadConvTranspose3d(width, width, 2, stride=2, reduction=reduction)
@@ -65,3 +67,30 @@ class Pyramid(nn.Module):
         f4 = self.up4_second(f4, max(degree - level + 2, 0))
         f8 = self.up8(f8, max(degree - level + 1, 0))
         return [f4, f8, f16, spad_max_pool3d(f32, max(degree - level, 0))]
+
+
+class EncoderPyramid(nn.Module):
+    """The maps that a tokenizer's encoder has anyway, at in-plane strides 4, 8 and 16."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Build the pyramid.
+
+        Args:
+            encoder: The encoder; its first stride is 4.
+        """
+        super().__init__()
+        if encoder.stem_stride != 4:
+            raise ValueError(f"the encoder's first stride must be 4, got {encoder.stem_stride}")
+        self.encoder = encoder
+        downs = [encoder.stem, *encoder.downs]
+        self.widths = tuple(getattr(down, "conv").weight.shape[0] for down in downs)  # noqa: B009
+
+    def forward(self, x: Tensor, degree: int) -> list[Tensor]:
+        """Return maps [B, C_i, d_i, H / s, W / s] for s = 4, 8, 16.
+
+        Args:
+            x: Volumes in [-1, 1], [B, C_in, D, H, W].
+            degree: Degree of anisotropy.
+        """
+        *finer, last = self.encoder.embed_levels(x, degree)
+        return [*finer, self.encoder.mix(last, degree)]

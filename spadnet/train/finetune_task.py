@@ -60,9 +60,17 @@ class FinetuneTask(StepTask):
         mean: Tensor | float = 0.0
         for micro in batch:
             output = self.model(match_channels(micro.image, _channels(self.model)), micro.degree)
-            share = self.loss(output, micro.target) * (micro.image.shape[0] / total)
+            share = self.mixed_loss(output, micro) * (micro.image.shape[0] / total)
             mean = mean + self.push(share, share)
         return {"train/loss": mean}
+
+    def mixed_loss(self, output: Any, micro: LabelledBatch) -> Tensor:
+        """Loss of the model's outputs; where images were mixed, of both targets by their share."""
+        loss = self.loss(output, micro.target)
+        if micro.mixture is None:
+            return cast(Tensor, loss)
+        share, other = micro.mixture
+        return cast(Tensor, share * loss + (1 - share) * self.loss(output, other))
 
 
 def freeze_encoder(model: nn.Module) -> None:

@@ -7,15 +7,15 @@ from timm.layers.patch_embed import resample_patch_embed
 from spadnet.layers.patch_embed import resample_position_grid
 from spadnet.models.vit import SpadViT
 from spadnet.weights.convert import StateDict, convert_timm_eva02, read_foreign
-from spadnet.weights.hub import load_vit
 from spadnet.weights.strict import adapt_input_channels
+from spadnet.weights.transfer import Transfer, put_encoder_state, put_vit
 
 # What timm's EVA-02 are trained with; their weights files do not say.
 EVA02_MEAN = (0.48145466, 0.4578275, 0.40821073)
 EVA02_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def start_from(vit: SpadViT, source: str | Path) -> None:
+def start_from(vit: SpadViT, source: str | Path) -> Transfer:
     """Load starting weights into an encoder; only a classifier keeps its random ones.
 
     Args:
@@ -24,29 +24,16 @@ def start_from(vit: SpadViT, source: str | Path) -> None:
             of a timm EVA-02 (``eva02_base_*`` or ``eva02_large_*``). Input channels, patch size
             and position grid are adapted.
 
+    Returns:
+        What was taken over.
+
     Raises:
         ValueError: If the weights are missing or of another size; the message names the source.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        state = _eva02(path, vit)
-    else:
-        grid = tuple(vit.pos_embed.shape[2:])
-        state = load_vit(path, in_chans=vit.in_chans, pos_grid=grid).state_dict()
-    own = {name: value for name, value in vit.state_dict().items() if not _is_head(name)}
-    state = {name: value for name, value in state.items() if not _is_head(name)}
-    for name in sorted(own.keys() | state.keys()):
-        here = tuple(own[name].shape) if name in own else "missing"
-        there = tuple(state[name].shape) if name in state else "missing"
-        if here != there:
-            raise ValueError(
-                f"{path}: does not fit the encoder: {name} is {there} there and {here} here"
-            )
-    vit.load_state_dict(state, strict=False)  # all but the classifier, as was checked
-
-
-def _is_head(name: str) -> bool:
-    return name.startswith("head.")
+        return put_encoder_state(vit, _eva02(path, vit), source=path)
+    return put_vit(vit, source)
 
 
 def _eva02(path: Path, vit: SpadViT) -> StateDict:

@@ -47,6 +47,7 @@ _KINDS = {
     "SpadConvNet": "classifier",
     "AttentionClassifier": "classifier",
     "VitSegmentor": "segmentor",
+    "TokenizerSegmentor": "segmentor",
 }
 
 

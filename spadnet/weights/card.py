@@ -21,7 +21,7 @@ _USE["SpadConvNet"] = _USE["AttentionClassifier"] = """\
 from spadnet.weights.hub import load_pretrained
 classifier = load_pretrained("FOLDER")
 logits = classifier(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())"""
-_USE["VitSegmentor"] = _USE["SpadUNet"].replace("unet", "segmentor")
+_USE["VitSegmentor"] = _USE["TokenizerSegmentor"] = _USE["SpadUNet"].replace("unet", "segmentor")
 _USE["MaskedImageModel"] = _USE["SpadViT"]
 
 _WHAT = {
@@ -32,6 +32,7 @@ _WHAT = {
     "SpadConvNet": "convolutional classifier: turns an image into logits",
     "AttentionClassifier": "classifier: an encoder with an attention pool and a linear head",
     "VitSegmentor": "segmentor: an encoder with a decoder that gives logits of voxels",
+    "TokenizerSegmentor": "segmentor: a tokenizer's encoder with a decoder of voxels' logits",
 }
 
 

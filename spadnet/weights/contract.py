@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.mim import MaskedImageModel
-from spadnet.models.segmentor import STRIDE, VitSegmentor
+from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE
 from spadnet.weights.checkpoint import check_entries
@@ -21,6 +22,7 @@ Model = (
     | SpadConvNet
     | AttentionClassifier
     | VitSegmentor
+    | TokenizerSegmentor
 )
 
 INTENSITY_RULE: dict[str, Any] = {
@@ -74,7 +76,7 @@ def contract_of(model: Model, *, intensity: Mapping[str, Any] | None = None) -> 
     """
     rule = {**INTENSITY_RULE, **(intensity or {})}
     _check_intensity(rule, where="intensity")
-    if isinstance(model, Tokenizer):
+    if isinstance(model, Tokenizer | TokenizerSegmentor):
         halves = [0.5] * model.in_chans  # 2x - 1
         return InputContract(model.in_chans, halves, halves, model.stride, intensity=rule)
     if isinstance(model, SpadUNet):  # intensities as they are: the first norm scales them
@@ -85,7 +87,7 @@ def contract_of(model: Model, *, intensity: Mapping[str, Any] | None = None) -> 
         return InputContract(model.in_chans, mean, std, model.stride, intensity=rule)
     vit = model if isinstance(model, SpadViT) else model.vit
     mean, std = list(vit.intensity_mean), list(vit.intensity_std)
-    stride = STRIDE if isinstance(model, VitSegmentor) else vit.patch_embed.patch_size
+    stride = model.stride if isinstance(model, VitSegmentor) else vit.patch_embed.patch_size
     return InputContract(vit.in_chans, mean, std, stride, intensity=rule)
 
 

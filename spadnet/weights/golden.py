@@ -20,6 +20,7 @@ from spadnet.models.mim import MaskedImageModel
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE, required_multiple
 from spadnet.weights.contract import Model, contract_of
@@ -113,7 +114,7 @@ def _compute(model: Model, x: Tensor, degree: int) -> StateDict:
             return found | {"logits": model.get_classifier()(maps[0])}
         case SpadConvNet() | AttentionClassifier():
             return {"logits": model(x, degree)}
-        case VitSegmentor():
+        case VitSegmentor() | TokenizerSegmentor():
             logits = model(x, degree)
             return {"logits": logits[0] if isinstance(logits, list) else logits}
         case MaskedImageModel():

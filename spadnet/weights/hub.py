@@ -20,6 +20,7 @@ from spadnet.models.mim import MaskedImageModel
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
 from spadnet.weights.card import model_card
@@ -47,11 +48,13 @@ _CLASSES: dict[str, type[Model]] = {
     "SpadConvNet": SpadConvNet,
     "AttentionClassifier": AttentionClassifier,
     "VitSegmentor": VitSegmentor,
+    "TokenizerSegmentor": TokenizerSegmentor,
 }
 _READERS = {
     "Tokenizer": "load_tokenizer",
     "SpadUNet": "weights.hub.load_pretrained",
     "SpadConvNet": "weights.hub.load_pretrained",
+    "TokenizerSegmentor": "weights.hub.load_pretrained",
 }
 _VIT_AT = {  # where the encoder of a larger model is
     "MaskedImageModel": "vit.",

@@ -13,6 +13,7 @@ from spadnet.models.mim import MaskedImageModel
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.weights.contract import InputContract, Model, contract_of
 from spadnet.weights.convert.rename import StateDict
@@ -106,6 +107,8 @@ def _input_layer(model: Model) -> str:
             return "vit.patch_embed.proj"
         case VitSegmentor():  # its stem is a second first layer and does not fit: an error
             return "pyramid.vit.patch_embed.proj"
+        case TokenizerSegmentor():  # as with a ViT's
+            return "pyramid.encoder.stem.conv"
         case SpadConvNet():
             return "stages.0.conv1" if model.stem is None else "stem"
         case SpadUNet():

@@ -2,22 +2,34 @@
 
 import pytest
 import torch
+import yaml
 
 from spadnet.cli.configure import configure
+from spadnet.cli.finetune import with_length
 from spadnet.cli.finetune_data import build_steps, preparation
-from spadnet.cli.finetune_model import build_classifier, build_segmentor, finetune_settings
+from spadnet.cli.finetune_model import build_classifier, build_segmentor, recipe_optim
 from spadnet.cli.training import plain
 from spadnet.cli.usage import config_groups, config_root
 from spadnet.data.task_images import TaskImage
 from spadnet.data.tasks import TaskData
+from spadnet.models.segmentor import VitSegmentor
 from spadnet.spacing import Spacing
+from spadnet.train.optim import learning_rate
 
-EXPERIMENTS = [
-    name
-    for name in config_groups([config_root()])["experiment"]
-    if "stage: finetune" in (config_root() / "experiment" / f"{name}.yaml").read_text()
-]
-MAPS = {"btcv_base", "chaos_base", "hippocampus_tiny"}
+FOLDER = config_root() / "experiment"
+
+
+def is_finetuning(name: str) -> bool:
+    """Whether an experiment, or the one it builds on, says so."""
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    if "stage" in content:
+        return bool(content["stage"] == "finetune")
+    above = [entry for entry in content["defaults"] if (FOLDER / f"{entry}.yaml").is_file()]
+    return any(map(is_finetuning, above))
+
+
+EXPERIMENTS = list(filter(is_finetuning, config_groups([config_root()])["experiment"]))
+MAPS = {"btcv_base", "chaos_base", "hippocampus_tiny", "hippocampus_hour"}
 CASE = TaskImage("a", torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), 0, Spacing(1, 1, 1))
 
 
@@ -40,7 +52,7 @@ def test_experiment_can_be_built(experiment: str) -> None:
             task = TaskData("x", "classification", ("a", "b"), [])
             model = build_classifier(settings, task)
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
-    finetune_settings(settings)
+    recipe_optim(settings)
     preparation(settings["data"], in_chans=1, is_map=is_map)
     build_steps(settings["data"], [CASE], seed=0, is_map=is_map, stride=16)
 
@@ -61,3 +73,44 @@ def test_published_crops(
     steps = build_steps(section, [CASE], seed=0, is_map=True, stride=32)
     assert preparation(section, in_chans=1, is_map=True).spacing == spacing
     assert steps.size(Spacing(*spacing).degree()) == crop
+
+
+@pytest.mark.parametrize(
+    ("experiment", "batch", "in_chans"), [("btcv_base", 4, 3), ("chaos_base", 8, 2)]
+)
+def test_published_segmentation(experiment: str, batch: int, in_chans: int) -> None:
+    config = configure("finetune", [f"experiment={experiment}"])
+    assert config is not None
+    settings = plain(config)
+    optim = recipe_optim(settings)
+    assert (settings["trainer"]["max_steps"], settings["data"]["batch_size"]) == (50_000, batch)
+    assert (optim.lr, optim.ema, settings["validate"]["overlap"]) == (1e-4, 0, 0.75)
+    assert settings["validate"]["flips"] == [0, 1, 2]
+    with torch.device("meta"):
+        task = TaskData("x", "segmentation", ("background", "a"), [])
+        model = build_segmentor(settings, task)
+    assert isinstance(model, VitSegmentor)
+    assert model.pyramid.out_indices == (3, 5, 7, 11)
+    assert model.vit.patch_embed.patch_size == 16
+    assert (model.vit.in_chans, model.vit.embed_dim) == (in_chans, 768)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "size", "degree"),
+    [("medmnist_2d", (1, 160, 160), 5), ("medmnist_3d", (160, 160, 160), 0)],
+)
+def test_published_classification(experiment: str, size: tuple[int, int, int], degree: int) -> None:
+    config = configure("finetune", [f"experiment={experiment}"])
+    assert config is not None
+    settings = plain(with_length(config, num_cases=4708))
+    rule = preparation(settings["data"], in_chans=3, is_map=False)
+    assert (rule.size, rule.degree, settings["data"]["batch_size"]) == (size, degree, 32)
+    steps = settings["trainer"]["max_steps"]
+    assert (steps, settings["validate"]["every_steps"]) == (14_800, 148)  # epochs of 4708 images
+    optim = recipe_optim(settings)
+    rates = [
+        learning_rate(steps * share // 100, max_steps=steps, settings=optim)
+        for share in (49, 50, 74, 75, 99)
+    ]
+    assert rates == pytest.approx([1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+    assert (settings["recipe"]["mode"], settings["model"]["global_pool"]) == ("full", "token")

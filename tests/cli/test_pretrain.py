@@ -178,7 +178,7 @@ def test_bad_file_is_named_and_nothing_is_written(
         (["data.path=null"], 2, "data.path=FOLDER is missing"),
         (["data.degrees=[0]"], 1, "degrees [0]: no image can give [0]"),
         (["model.quantizer=sft"], 1, "got 'sft'"),
-        (["+model.depth=3"], 2, "unexpected keyword argument 'depth'"),
+        (["+model.depth=3"], 2, "takes no such argument; '~model.depth' leaves it out"),
         (["model.name=spad_vit_tiny"], 2, "model 'spad_vit_tiny' does not fit this stage"),
         (["resume=/no/such.ckpt"], 1, "no such checkpoint"),
         (["trainer.precision=bf17-mixed"], 1, "did you mean 'bf16-mixed'"),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 
 from spadnet.data.task_images import TaskImage
@@ -93,3 +94,24 @@ def test_crops_are_multiples_of_what_the_network_takes() -> None:
     images = [case("thick", 2, 10, 40, 40, is_map=True)]
     steps = TaskSteps(images, batch_size=1, crop=(24, 40, 40), stride=32, augment=PLAIN)
     assert [steps.size(degree) for degree in (0, 2, 5)] == [(32, 64, 64), (8, 64, 64), (1, 64, 64)]
+
+
+def test_mixed_images_tell_what_was_mixed_in() -> None:
+    images = [case(str(i), 5, 1, 8, 8)._replace(target=torch.tensor([float(i)])) for i in range(6)]
+    steps = TaskSteps(images, batch_size=6, augment=PLAIN._replace(mixup=0.4))
+    by_target = {int(image.target): image.image.float() for image in images}
+    shares = set()
+    for step in range(3):
+        (batch,), (again,) = steps[step], steps[step]
+        assert batch.mixture is not None
+        assert torch.equal(batch.image, again.image)
+        share, other = batch.mixture
+        shares.add(share)
+        for mixed, own, added in zip(batch.image, batch.target, other, strict=True):
+            expected = share * by_target[int(own)] + (1 - share) * by_target[int(added)]
+            torch.testing.assert_close(mixed, expected)
+    assert len(shares) == 3
+    (plain,) = TaskSteps(images, batch_size=6, augment=PLAIN)[0]
+    assert plain.mixture is None
+    with pytest.raises(ValueError, match=r"mixup must not be negative, got -0\.1"):
+        TaskSteps(images, batch_size=6, augment=TaskAugment(mixup=-0.1))

@@ -23,6 +23,8 @@ def test_dice_by_definition() -> None:
     assert dice_of(mask, label, 3) == pytest.approx([2 * 4 / 16, 1.0])  # no voxel of class 2
     label[0, 3] = 2
     assert dice_of(mask, label, 3) == pytest.approx([0.5, 0.0])
+    label[0, 3], mask[0, 3] = 0, 2
+    assert dice_of(mask, label, 3) == pytest.approx([0.5, 0.0])  # the mask alone has class 2
 
 
 def test_surfaces_are_measured_in_millimetres() -> None:

@@ -15,6 +15,7 @@ from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import required_multiple
 from spadnet.weights.contract import contract_of
@@ -118,6 +119,9 @@ def fine_tuned(kind: str) -> Any:
     model = {
         "classifier": lambda: AttentionClassifier(encoder, num_classes=3),
         "segmentor": lambda: VitSegmentor(encoder, num_classes=3, widths=(8,) * 6),
+        "tokenizer": lambda: TokenizerSegmentor(
+            encoder_widths=(8, 8, 16), num_classes=3, widths=(8,) * 5
+        ),
         "unet": lambda: SpadUNet(in_chans=1, num_classes=3, features=(8, 16)),
         "conv": lambda: SpadConvNet(in_chans=1, num_classes=3, widths=(8, 16)),
     }[kind]().eval()
@@ -131,9 +135,10 @@ def fine_tuned(kind: str) -> Any:
     [
         ("conv", 2, "torch_export"),
         ("unet", 2, "torch_export"),
+        ("tokenizer", 2, "torch_export"),
         *(
             pytest.param(kind, degree, "onnx", marks=SLOW)
-            for kind in ("classifier", "segmentor", "unet", "conv")
+            for kind in ("classifier", "segmentor", "unet", "conv", "tokenizer")
             for degree in range(6)
         ),
     ],

@@ -13,10 +13,10 @@ from nnunet_plans import build, plans
 from spadnet.integrations.nnunet import __main__ as command
 from spadnet.integrations.nnunet.network import PlannedUNet, PlannedVitSegmentor
 from spadnet.integrations.nnunet.plans import spad_plans
-from spadnet.integrations.nnunet.pretrained import put_pretrained, put_pretrained_vit
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.vit import SpadViT
 from spadnet.weights.hub import load_checkpoint, load_vit, save_pretrained
+from spadnet.weights.transfer import put_unet, put_vit
 
 # --- pretrained weights ---
 
@@ -31,7 +31,7 @@ def test_pretrained_levels_are_taken_over(tmp_path: Path) -> None:
     saved = saved_unet(tmp_path / "unet")
     network = build(spad_plans(plans())["configurations"]["3d_fullres"])
     heads = [head.weight.clone() for head in network.decoder.heads]
-    transfer = put_pretrained(network.unet, tmp_path / "unet")
+    transfer = put_unet(network.unet, tmp_path / "unet")
     assert "(4 levels of the encoder, 3 of the decoder)" in str(transfer)
     x = torch.rand(1, 1, 4, 32, 32)
     with torch.no_grad():
@@ -41,41 +41,6 @@ def test_pretrained_levels_are_taken_over(tmp_path: Path) -> None:
     assert all(".4." in key or ".3." in key or "heads" in key for key in transfer.unused)
     for head, before in zip(network.decoder.heads, heads, strict=True):
         assert torch.equal(head.weight, before)
-
-
-def test_pretrained_channels_are_adapted(tmp_path: Path) -> None:
-    saved = saved_unet(tmp_path / "unet")
-    own = SpadUNet(in_chans=3, features=(4, 6, 8))
-    put_pretrained(own, tmp_path / "unet")
-    x = torch.rand(1, 1, 4, 8, 8)
-    with torch.no_grad():
-        ours = own.encoder(x.expand(-1, 3, -1, -1, -1), 0)[0]
-        torch.testing.assert_close(ours, saved.encoder(x, 0)[0])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"features": (4, 6, 9)}, r"stages\.2.*\[9, 6, 3, 3, 3\].*same widths"),
-        ({"num_convs": (2, 3, 2, 2, 2)}, "number of convolutions"),
-    ],
-)
-def test_levels_that_differ_are_refused(
-    tmp_path: Path, arguments: dict[str, Any], reason: str
-) -> None:
-    saved_unet(tmp_path / "unet", **arguments)
-    unet = build(spad_plans(plans())["configurations"]["3d_fullres"]).unet
-    before = {key: value.clone() for key, value in unet.state_dict().items()}
-    with pytest.raises(ValueError, match=reason):
-        put_pretrained(unet, tmp_path / "unet")
-    for key, value in unet.state_dict().items():
-        assert torch.equal(value, before[key])
-
-
-def test_an_encoder_of_tokens_is_refused(tmp_path: Path) -> None:
-    save_pretrained(tiny_vit(), tmp_path / "vit")
-    with pytest.raises(ValueError, match="holds a SpadViT, not a SpadUNet"):
-        put_pretrained(SpadUNet(features=(4, 6)), tmp_path / "vit")
 
 
 # --- an encoder of tokens ---
@@ -108,7 +73,7 @@ def test_a_vit_segments_as_planned(
     assert configuration["patch_size"] == patch
     arguments = json.loads(json.dumps(configuration["architecture"]["arch_kwargs"]))
     network = PlannedVitSegmentor(2, 3, **arguments, deep_supervision=True).eval()
-    transfer = put_pretrained_vit(network.segmentor.vit, tmp_path / "vit")
+    transfer = put_vit(network.segmentor.vit, tmp_path / "vit")
     assert sorted(transfer.unused) == ["head.bias", "head.weight"]
     blocks, copied = vit.state_dict(), network.segmentor.vit.state_dict()
     for key in (key for key in copied if key.startswith("blocks")):
@@ -135,12 +100,6 @@ def test_a_vit_sees_standardised_images_as_they_are() -> None:
     z_scores = torch.randn(1, 1, 8, 32, 32)
     network(z_scores)
     torch.testing.assert_close(seen[0], z_scores)
-
-
-def test_a_vit_of_another_size_is_refused(tmp_path: Path) -> None:
-    save_pretrained(tiny_vit(), tmp_path / "vit")
-    with pytest.raises(ValueError, match="another size"):
-        put_pretrained_vit(tiny_vit(embed_dim=32), tmp_path / "vit")
 
 
 def test_strides_of_a_vit_are_checked() -> None:

@@ -48,7 +48,7 @@ def test_flat_images_and_wrong_sizes() -> None:
     assert model(torch.rand(1, 1, 32, 64)).shape == (1, 3, 32, 64)
     with pytest.raises(ValueError, match="not a multiple"):
         model(torch.rand(1, 1, 1, 48, 64), 5)
-    with pytest.raises(ValueError, match="six levels"):
+    with pytest.raises(ValueError, match="has 6 levels"):
         VitSegmentor(SpadViT(embed_dim=12, depth=2, num_heads=1), num_classes=2, widths=(4, 4))
 
 

@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from spadnet.data.task_images import TaskImage
-from spadnet.data.task_steps import TaskSteps
+from spadnet.data.task_steps import LabelledBatch, Mixture, TaskAugment, TaskSteps
 from spadnet.losses.targets import TargetLoss
 from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.conv_net import SpadConvNet
+from spadnet.models.low_rank import add_low_rank
+from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import Spacing
 from spadnet.train.average import update_average
@@ -42,15 +46,22 @@ def images() -> list[TaskImage]:
 def build(max_steps: int, **changes: Any) -> FinetuneTask:
     torch.manual_seed(0)
     model = SpadConvNet(num_classes=2, widths=(4, 8), drop_rate=0.2)
-    optim = OPTIM._replace(ema=0.9, **changes)
+    optim = OPTIM._replace(**{"ema": 0.9, **changes})
     loss = TargetLoss("classification")
     return FinetuneTask(model, loss, max_steps=max_steps, optim=optim)
 
 
 def train(
-    task: FinetuneTask, folder: Path, *, max_steps: int, best: KeepBest | None = None, **more: Any
+    task: FinetuneTask,
+    folder: Path,
+    *,
+    max_steps: int,
+    best: KeepBest | None = None,
+    steps: TaskSteps | None = None,
+    **more: Any,
 ) -> FitResult:
-    data = StepDataModule(cast(Any, TaskSteps(images(), batch_size=4)), max_steps=max_steps)
+    steps = TaskSteps(images(), batch_size=4) if steps is None else steps
+    data = StepDataModule(cast(Any, steps), max_steps=max_steps)
     return fit(
         task,
         data,
@@ -165,3 +176,103 @@ def test_average_follows_quickly_at_first_and_slowly_later() -> None:
             averaged.weight.zero_()
         update_average(averaged, model, decay=0.99, step=step)
         assert averaged.weight.item() == pytest.approx(share)
+
+
+def test_mixed_images_count_for_both_targets() -> None:
+    task = build(1)
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    own, other = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [1.0]])
+    batch = LabelledBatch(torch.zeros(2, 1, 1, 8, 8), own, 5, torch.zeros(2, 3), ["a", "b"])
+    plain = task.mixed_loss(logits, batch)
+    assert torch.equal(plain, task.loss(logits, own))
+    mixed = task.mixed_loss(logits, batch._replace(mixture=Mixture(0.75, other)))
+    soft = torch.tensor([[0.75, 0.25], [0.0, 1.0]])
+    torch.testing.assert_close(mixed, nn.functional.cross_entropy(logits, soft))
+
+
+def test_micro_batches_add_up_to_the_whole(tmp_path: Path) -> None:
+    states = []
+    for micro in (None, 1, 3):
+        torch.manual_seed(0)
+        task = FinetuneTask(tiny_vit(), TargetLoss("classification"), max_steps=2)
+        steps = TaskSteps(
+            images(), batch_size=4, micro_batch=micro, augment=TaskAugment(intensity=None)
+        )
+        assert len(steps[0]) == {None: 1, 1: 4, 3: 2}[micro]
+        train(task, tmp_path / str(micro), max_steps=2, steps=steps)
+        states.append(task.model.state_dict())
+    for state in states[1:]:
+        for name, value in states[0].items():
+            torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_what_is_scored_and_saved_is_the_average(tmp_path: Path) -> None:
+    seen: list[nn.Module] = []
+    best = KeepBest(
+        lambda model: {"auc": float(len(seen))},
+        lambda model, step, scores: seen.append(model),
+        chosen_by="auc",
+        every_steps=2,
+    )
+    task = build(2, ema=0.9)
+    start = task.model.head.weight.detach().clone()  # type: ignore[union-attr, operator]
+    train(task, tmp_path, max_steps=2, best=best)
+    assert seen == [task.averaged]
+    moved = [
+        (model.head.weight - start).norm()  # type: ignore[union-attr, operator]
+        for model in (task.averaged, task.model)
+    ]
+    assert 0 < moved[0] < moved[1]
+    assert build(2, ema=0.0).final_model is not None
+
+
+LAYERED: dict[str, tuple[Callable[[], nn.Module], str, list[str], str]] = {
+    "unet": (
+        lambda: SpadUNet(features=(4, 6, 8), deep_supervision=True),
+        "encoder.stages.0.blocks.0.conv.weight",
+        ["encoder.stages.1.blocks.0.conv.weight", "encoder.stages.2.blocks.0.conv.weight"],
+        "decoder.heads.0.weight",
+    ),
+    "vit segmentor": (
+        lambda: VitSegmentor(tiny_vit(), num_classes=2, widths=(4,) * 6),
+        "pyramid.vit.patch_embed.proj.weight",
+        [f"pyramid.vit.blocks.{i}.attn.proj.weight" for i in range(3)],
+        "stem1.conv.weight",
+    ),
+    "tokenizer segmentor": (
+        lambda: TokenizerSegmentor(encoder_widths=(8, 8, 8), num_classes=2, widths=(4,) * 5),
+        "pyramid.encoder.stem.conv.weight",
+        [f"pyramid.encoder.downs.{i}.conv.weight" for i in range(2)],
+        "stem1.conv.weight",
+    ),
+    "conv": (
+        lambda: SpadConvNet(num_classes=2, widths=(4, 8), first_stride=2),
+        "stem.weight",
+        [f"stages.{i}.conv1.weight" for i in range(2)],
+        "head.weight",
+    ),
+    "low rank": (
+        lambda: with_low_rank(tiny_vit()),
+        "blocks.0.attn.qkv.parametrizations.weight.0.down",
+        [f"blocks.{i}.attn.qkv.parametrizations.weight.0.down" for i in range(3)],
+        "head.weight",
+    ),
+}
+
+
+def with_low_rank(vit: SpadViT) -> SpadViT:
+    add_low_rank(vit, rank=2)
+    return vit
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERED))
+def test_every_model_has_layers_to_decay_over(kind: str) -> None:
+    make, stem, layers, head = LAYERED[kind]
+    model = make()
+    groups = scaled_groups(model, weight_decay=0.1, layer_decay=0.5)
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    assert len(scale) == sum(p.requires_grad for p in model.parameters())
+    found = [scale[id(model.get_parameter(name))] for name in [stem, *layers, head]]
+    assert found[-1] == 1
+    assert found[1:-1] == [0.5**n for n in range(len(layers), 0, -1)]
+    assert found[0] <= found[1]

@@ -10,6 +10,7 @@ from torch import nn
 from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.weights.golden import check_golden
 from spadnet.weights.hub import load_checkpoint, load_vit, save_pretrained
@@ -23,6 +24,9 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: SpadConvNet(num_classes=3, widths=(4, 8), first_stride=2, mean=[0.3]),
     "attention": lambda: AttentionClassifier(vit(), num_classes=3),
     "segmentor": lambda: VitSegmentor(vit(), num_classes=3, widths=(4, 4, 4, 4, 4, 4)),
+    "tokenizer": lambda: TokenizerSegmentor(
+        encoder_widths=(8, 8, 16), num_classes=3, widths=(4, 4, 4, 4, 4)
+    ),
 }
 
 

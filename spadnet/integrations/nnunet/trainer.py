@@ -10,8 +10,8 @@ from torch import nn
 
 from spadnet.integrations.nnunet.network import PlannedUNet, PlannedVitSegmentor
 from spadnet.integrations.nnunet.plans import ENCODER_ENTRY, spad_plans
-from spadnet.integrations.nnunet.pretrained import put_pretrained, put_pretrained_vit
 from spadnet.weights.hub import load_vit
+from spadnet.weights.transfer import put_unet, put_vit
 
 ENCODER_VARIABLE = "SPADNET_ENCODER"
 """Environment variable that names pretrained weights; it goes before the plans' entry."""
@@ -51,7 +51,7 @@ class nnUNetTrainerSpadnet(nnUNetTrainer):  # noqa: N801
         if self._encoder:
             network = _unwrapped(self.network)
             assert isinstance(network, PlannedUNet)
-            self.print_to_log_file(f"pretrained: {put_pretrained(network.unet, self._encoder)}")
+            self.print_to_log_file(f"pretrained: {put_unet(network.unet, self._encoder)}")
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Load a checkpoint of this training, which makes pretrained weights needless."""
@@ -88,7 +88,7 @@ class nnUNetTrainerSpadnetVit(nnUNetTrainer):  # noqa: N801
         super().initialize()
         network = _unwrapped(self.network)
         assert isinstance(network, PlannedVitSegmentor)
-        transfer = put_pretrained_vit(network.segmentor.vit, self._encoder)
+        transfer = put_vit(network.segmentor.vit, self._encoder)
         self.print_to_log_file(f"pretrained encoder: {transfer}")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:

@@ -1,12 +1,20 @@
-"""Pretrained weights for the network that nnU-Net plans."""
+"""Put the weights of saved models into networks that are to be trained further.
+
+What both have goes over, heads keep their random start, and what ought to fit and does not is an
+error that names it.
+"""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from spadnet.models.spad_unet import SpadUNet
+from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.weights.hub import load_checkpoint, load_vit
 
@@ -41,7 +49,7 @@ class Transfer(NamedTuple):
 
 
 @torch.no_grad()
-def put_pretrained(unet: SpadUNet, source: str | Path) -> Transfer:
+def put_unet(unet: SpadUNet, source: str | Path) -> Transfer:
     """Put the weights of a saved SPAD-UNet into another one; heads keep their random start.
 
     Levels are told apart by how often pixels were halved; those that both have must be alike. The
@@ -61,7 +69,7 @@ def put_pretrained(unet: SpadUNet, source: str | Path) -> Transfer:
     for key in taken:
         if saved[key].shape != own[key].shape:
             raise ValueError(
-                f"{source}: {key} is {list(saved[key].shape)}, the plan wants "
+                f"{source}: {key} is {list(saved[key].shape)}, this network wants "
                 f"{list(own[key].shape)}; levels in common must have the same widths"
             )
     common = {m[0] for key in taken if (m := _LEVEL.match(key))}
@@ -85,9 +93,8 @@ def put_pretrained(unet: SpadUNet, source: str | Path) -> Transfer:
     )
 
 
-@torch.no_grad()
-def put_pretrained_vit(vit: SpadViT, source: str | Path) -> Transfer:
-    """Put the weights of a saved encoder into one without a classifier.
+def put_vit(vit: SpadViT, source: str | Path) -> Transfer:
+    """Put the weights of a saved encoder into another one; its classifier keeps its random start.
 
     Args:
         vit: The encoder that takes the weights, in place.
@@ -100,10 +107,52 @@ def put_pretrained_vit(vit: SpadViT, source: str | Path) -> Transfer:
     """
     grid = vit.pos_embed.shape[2:]
     saved = load_vit(source, in_chans=vit.in_chans, pos_grid=grid).state_dict()
-    own = vit.state_dict()  # shares memory with the network
-    for key, value in own.items():
-        if key not in saved or saved[key].shape != value.shape:
-            raise ValueError(f"{source}: holds an encoder of another size: {key} does not fit")
-    for key, value in own.items():
-        value.copy_(saved[key])
-    return Transfer(str(source), list(own), [], [key for key in saved if key not in own])
+    return put_encoder_state(vit, saved, source=source)
+
+
+def put_tokenizer(segmentor: TokenizerSegmentor, source: str | Path) -> Transfer:
+    """Put the encoder of a saved tokenizer into a segmentor, whose decoder starts afresh.
+
+    Args:
+        segmentor: The network that takes the weights, in place.
+        source: Checkpoint folder or hub id of a tokenizer; its first layer is adapted to the
+            channels of the image.
+
+    Raises:
+        ValueError: If it holds no tokenizer, or one of another size.
+        OSError: If the hub cannot be reached.
+    """
+    loaded = load_checkpoint(source, expect=Tokenizer, in_chans=segmentor.in_chans)
+    assert isinstance(loaded.model, Tokenizer)
+    saved = loaded.model.encoder.state_dict()
+    return put_encoder_state(segmentor.pyramid.encoder, saved, source=source)
+
+
+@torch.no_grad()
+def put_encoder_state(
+    encoder: nn.Module, saved: Mapping[str, Tensor], *, source: str | Path
+) -> Transfer:
+    """Put saved weights into an encoder of the same form; only a ``head`` keeps its own.
+
+    Args:
+        encoder: Changed in place.
+        saved: State dict of the same form.
+        source: Named in errors.
+
+    Raises:
+        ValueError: If a key is in one of them only, or of another shape.
+    """
+    own = encoder.state_dict()  # shares memory with the network
+    heads = [key for key in own if key.startswith("head.")]
+    unused = [key for key in saved if key.startswith("head.")]
+    for key in sorted((own.keys() | saved.keys()) - {*heads, *unused}):
+        here = tuple(own[key].shape) if key in own else "missing"
+        there = tuple(saved[key].shape) if key in saved else "missing"
+        if here != there:
+            raise ValueError(
+                f"{source}: does not fit the encoder: {key} is {there} there and {here} here"
+            )
+    taken = [key for key in own if key not in heads]
+    for key in taken:
+        own[key].copy_(saved[key])
+    return Transfer(str(source), taken, fresh=heads, unused=unused)
