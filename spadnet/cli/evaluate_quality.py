@@ -155,7 +155,9 @@ class _Study:
         data = data_digest(self.subject.task, self.subject.rule, self.note)
         if self.rules["protocol"] == "finetune":
             settings = settings_of(self.subject, seed=seed)
-            marks = hash_of([data, self.given.digest, settings["trainer"], settings["optim"]])
+            kept = ("model", "data", "optim", "recipe", "trainer", "validate")
+            rules = {key: settings[key] for key in kept}
+            marks = hash_of([data, self.given.digest, rules])
         else:
             marks = hash_of([data, self.extractors[name].digest, self.options["cells"]])
         protocol = f"quality-{self.rules['protocol']}"

@@ -48,6 +48,9 @@ def run_spacing(
     slabs = options["spacing"]["slabs"]
     if not slabs or not all(isinstance(slab, int) and 2 <= slab <= 16 for slab in slabs):
         raise UsageError(f"spacing.slabs must be whole numbers from 2 to 16, got {slabs}")
+    share = options["spacing"]["share"]
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise UsageError(f"spacing.share must lie in (0, 1), got {share}")
     results = Results(out)
     found = []
     for subject in subjects:
@@ -65,14 +68,7 @@ def run_spacing(
     return 0
 
 
-def _trainings(subject: Subject, slabs: tuple[int, ...]) -> list[_Training]:
-    share = float(subject.settings["data"]["thick_slices"])
-    if not 0 < share < 1:
-        raise UsageError(
-            f"{subject.name}: study=spacing needs the share of averaged slices in training: "
-            f"finetune={{data: {{thick_slices: 0.2}}}}"
-        )
-
+def _trainings(share: float, slabs: tuple[int, ...]) -> list[_Training]:
     def alone(images: list[TaskImage]) -> Sequence[TaskImage]:
         return images
 
@@ -80,7 +76,7 @@ def _trainings(subject: Subject, slabs: tuple[int, ...]) -> list[_Training]:
         return RepeatedSlices(images, share=share, slabs=slabs)
 
     return [
-        _Training({"spadnet": "degree"}, (), alone),
+        _Training({"spadnet": "degree"}, (f"data.thick_slices={share}",), alone),
         _Training(
             {
                 "plain, slices repeated": "repeat",
@@ -104,11 +100,11 @@ def _run_task(
     cases: Cases | None = None
     done: list[Point] = []
     for seed in options["seeds"]:
-        for training in _trainings(subject, slabs):
+        for training in _trainings(options["spacing"]["share"], slabs):
             settings = settings_of(subject, seed=seed, extra=training.extra)
             kept = ("model", "data", "optim", "recipe", "trainer", "validate", "seed")
             rules = {name: settings[name] for name in kept}
-            marks = hash_of([data_digest(subject.task, subject.rule), rules, slabs])
+            marks = hash_of([data_digest(subject.task, subject.rule), rules, slabs, 2])
             points = {
                 (name, condition): Point(
                     subject.name, name, "spacing", condition.label, seed, marks

@@ -12,15 +12,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spadnet.data.task_images import TaskImage
-from spadnet.data.warp import thick_slices
-from spadnet.evaluate.segmentation_scores import WindowRule, dice_of, segment_view
+from spadnet.data.warp import average_slices, turn_to_z, turned_axes
+from spadnet.evaluate.segmentation_scores import (
+    WindowRule,
+    class_probabilities,
+    dice_of,
+    segment_view,
+)
+from spadnet.losses.segmentation import finer_slices
+from spadnet.spacing import Spacing
+
+_LEAST = 1e-6  # of a probability, before its logarithm
 
 Way = Literal["degree", "repeat", "interpolate"]
 """Thick slices as they are with their degree; repeated at degree 0; interpolated at degree 0."""
 
 
+def thick_from_thin(
+    image: Tensor, spacing: Spacing, *, axis: int, slab: int
+) -> tuple[Tensor, Spacing]:
+    """Average slices along an axis, which becomes z.
+
+    Args:
+        image: [C, D, H, W].
+        spacing: In mm.
+        axis: 0, 1 or 2 for z, y or x.
+        slab: Slices in one.
+
+    Returns:
+        Image and spacing with z along ``axis``.
+    """
+    turned, _, mm = turn_to_z(image, None, spacing, axis=axis)
+    return average_slices(turned, slab=slab), mm._replace(z=mm.z * slab)
+
+
 def turned_back(volume: Tensor, *, axis: int, size: Sequence[int]) -> Tensor:
-    """Undo the turn of :func:`spadnet.data.warp.thick_slices`, cut to the size before it.
+    """Undo the turn of :func:`spadnet.data.warp.turn_to_z`, cut to the size before it.
 
     Args:
         volume: [..., D, H, W], z along ``axis``, with as many slices as before or more.
@@ -29,7 +56,7 @@ def turned_back(volume: Tensor, *, axis: int, size: Sequence[int]) -> Tensor:
     """
     volume = volume.narrow(-3, 0, size[axis])
     if axis:
-        order = [axis, 0, 3 - axis]
+        order = turned_axes(axis)
         volume = volume.flip(-2)
         lead = volume.dim() - 3
         inverse = [order.index(a) for a in range(3)]
@@ -41,7 +68,7 @@ def back_on_thin(thick: Tensor, *, slab: int, axis: int, size: Sequence[int], wa
     """Bring averaged slices back to the thin grid, repeated or interpolated.
 
     Args:
-        thick: From :func:`spadnet.data.warp.thick_slices`, [C, D, H, W].
+        thick: From :func:`thick_from_thin`, [C, D, H, W].
         slab: Thin slices in a thick one.
         axis: That was averaged.
         size: Voxels (z, y, x) before.
@@ -81,10 +108,12 @@ def thick_dice(
     if slab == 1:
         mask = segment_view(model, case.image, case.degree, rule)
         return dice_of(mask, case.target, num_classes)
-    thick, _, spacing = thick_slices(case.image, None, case.spacing, axis=axis, slab=slab)
+    thick, spacing = thick_from_thin(case.image, case.spacing, axis=axis, slab=slab)
     if way == "degree":
-        mask = segment_view(model, thick, spacing.degree(), rule)
-        mask = turned_back(mask.repeat_interleave(slab, dim=0), axis=axis, size=size)
+        found = class_probabilities(model, thick, spacing.degree(), rule)
+        logits = found.clamp_min(_LEAST).log()[None]
+        mask = finer_slices(logits, slab * thick.shape[1])[0].argmax(0).to(torch.uint8)
+        mask = turned_back(mask, axis=axis, size=size)
     else:
         thin = back_on_thin(thick, slab=slab, axis=axis, size=size, way=way)
         mask = segment_view(model, thin, case.degree, rule)
@@ -130,7 +159,7 @@ class RepeatedSlices(Sequence[TaskImage]):
         if kind >= len(self.kinds):
             return case
         axis, slab = self.kinds[kind]
-        thick, _, _ = thick_slices(case.image, None, case.spacing, axis=axis, slab=slab)
+        thick, _ = thick_from_thin(case.image, case.spacing, axis=axis, slab=slab)
         size = case.image.shape[1:]
         thin = back_on_thin(thick, slab=slab, axis=axis, size=size, way="repeat")
         return case._replace(image=thin.half())

@@ -201,7 +201,7 @@ def test_quality_of_images(evaluate: Run, tmp_path: Path, protocol: str) -> None
 
 
 def test_spacing_shift(evaluate: Run, thin_maps: Path, tmp_path: Path) -> None:
-    data = f"{DATA}, {MAPS}, thick_slices: 0.5"
+    data = f"{DATA}, {MAPS}"
     settings = f"finetune={{{FINETUNE}, model: spad_unet_tiny, data: {{{data}}}}}"
     arguments = ("study=spacing", settings, "seeds=[0]")
     single = (f"tasks={{blobs: {{path: {thin_maps}}}}}", "spacing.slabs=[4]")

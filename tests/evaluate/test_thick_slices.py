@@ -5,10 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from spadnet.data.task_images import TaskImage
-from spadnet.data.warp import thick_slices
 from spadnet.evaluate.degrade import KINDS, check_kinds, coarse, degrade
 from spadnet.evaluate.segmentation_scores import WindowRule
-from spadnet.evaluate.thick_slices import RepeatedSlices, back_on_thin, thick_dice, turned_back
+from spadnet.evaluate.thick_slices import (
+    RepeatedSlices,
+    back_on_thin,
+    thick_dice,
+    thick_from_thin,
+    turned_back,
+)
 from spadnet.spacing import Spacing
 
 SIZE = (6, 8, 10)
@@ -18,7 +23,7 @@ MM = Spacing(1.0, 1.0, 1.0)
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_turning_is_undone(axis: int) -> None:
     x = torch.rand(1, *SIZE)
-    turned, _, _ = thick_slices(x, None, MM, axis=axis, slab=1)
+    turned, _ = thick_from_thin(x, MM, axis=axis, slab=1)
     assert torch.equal(turned_back(turned, axis=axis, size=SIZE), x)
     assert torch.equal(turned_back(turned[0], axis=axis, size=SIZE), x[0])
 
@@ -26,7 +31,7 @@ def test_turning_is_undone(axis: int) -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_repeated_slices_have_the_means_of_thin_ones(axis: int) -> None:
     x = torch.rand(1, 8, 8, 8)
-    thick, _, spacing = thick_slices(x, None, MM, axis=axis, slab=4)
+    thick, spacing = thick_from_thin(x, MM, axis=axis, slab=4)
     assert spacing.degree() == 2
     back = back_on_thin(thick, slab=4, axis=axis, size=(8, 8, 8), way="repeat")
     for start in (0, 4):
@@ -40,7 +45,7 @@ def _group(axis: int) -> list[int]:
 
 def test_interpolation_keeps_a_ramp() -> None:
     x = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 4, 4, 16)
-    thick, _, _ = thick_slices(x, None, MM, axis=2, slab=4)
+    thick, _ = thick_from_thin(x, MM, axis=2, slab=4)
     back = back_on_thin(thick, slab=4, axis=2, size=(4, 4, 16), way="interpolate")
     assert torch.allclose(back[..., 2:-2], x[..., 2:-2], atol=1e-4)
 
