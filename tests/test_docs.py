@@ -38,6 +38,7 @@ _SMALL = {
     "synthesize": ("size=[4,24,24]", "num_labels=3"),
     "pretrain-tokenizer": (*_SMALL_TRAINING, "model.codebook_size=8"),
     "pretrain-mim": (*_SMALL_TRAINING, "model.depth=2"),
+    "evaluate": ("draws=20", "threads=1"),
     "finetune": (
         *_SMALL_TRAINING[2:],
         "data.batch_size=2",
