@@ -84,14 +84,21 @@ def test_objectives_need_no_tokenizer_and_say_what_they_were(
     assert torch.allclose(embedding.cls, mean, atol=1e-5) == (pool == "avg")
 
 
-def test_unet_is_written_as_a_whole(pretrain: Callable[..., int], tmp_path: Path) -> None:
-    line = [
-        "experiment=rasd_unet_tiny",
-        "data=synthesis",
-        "disentangle.num_views=1",
-    ]
-    assert pretrain(*line) == 0
-    assert isinstance(load_pretrained(tmp_path / "run" / "unet"), SpadUNet)
+def test_unet_is_a_start_of_segmentation(
+    pretrain: Callable[..., int], finetune: Callable[..., int], maps: Path, tmp_path: Path
+) -> None:
+    line = ["experiment=rasd_unet_tiny", "data=synthesis", "disentangle.num_views=1"]
+    assert pretrain(*line, f"out={tmp_path / 'first'}") == 0
+    unet = load_pretrained(tmp_path / "first" / "unet")
+    assert isinstance(unet, SpadUNet)
+    arguments = ("model=spad_unet_tiny", f"init={tmp_path / 'first'}", f"data.path={maps}")
+    task = ("data.classes=[background,blob]", "data.crop=[16,32,32]", "data.batch_size=2")
+    still = ("trainer.max_steps=1", "optim.lr=1e-12", "optim.warmup_steps=0", "test=false")
+    assert finetune(*arguments, *task, *still) == 0
+    found = load_pretrained(tmp_path / "run" / "best").state_dict()
+    for name, value in unet.state_dict().items():
+        if "heads." not in name:
+            torch.testing.assert_close(found[name], value, msg=name)
 
 
 @pytest.mark.parametrize(
