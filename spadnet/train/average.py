@@ -13,7 +13,9 @@ def start_average(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def update_average(averaged: nn.Module, model: nn.Module, *, decay: float, step: int) -> None:
-    """Move averaged weights towards the present ones; buffers are copied.
+    """Move averaged weights towards the present ones.
+
+    Statistics in buffers are averaged as well, as they belong to the weights of their time.
 
     Args:
         averaged: Changed in place.
@@ -24,7 +26,10 @@ def update_average(averaged: nn.Module, model: nn.Module, *, decay: float, step:
     share = 1 - min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), share)
     for kept, new in zip(averaged.buffers(), model.buffers(), strict=True):
-        kept.copy_(new)
+        if kept.is_floating_point():
+            kept.lerp_(new, share)
+        else:
+            kept.copy_(new)
 
 
 @torch.no_grad()

@@ -178,6 +178,16 @@ def test_average_follows_quickly_at_first_and_slowly_later() -> None:
         assert averaged.weight.item() == pytest.approx(share)
 
 
+def test_statistics_are_averaged_with_the_weights_they_belong_to() -> None:
+    model, averaged = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    with torch.no_grad():
+        model.running_mean.fill_(1.0)
+        model.num_batches_tracked.fill_(7)
+    update_average(averaged, model, decay=0.99, step=10_000)
+    torch.testing.assert_close(averaged.running_mean, torch.full((2,), 0.01))
+    assert int(averaged.num_batches_tracked) == 7
+
+
 def test_mixed_images_count_for_both_targets() -> None:
     task = build(1)
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
