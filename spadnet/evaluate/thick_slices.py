@@ -110,7 +110,9 @@ def thick_dice(
         return dice_of(mask, case.target, num_classes)
     thick, spacing = thick_from_thin(case.image, case.spacing, axis=axis, slab=slab)
     if way == "degree":
-        found = class_probabilities(model, thick, spacing.degree(), rule)
+        order = turned_axes(axis)
+        turned = rule._replace(flips=tuple(order.index(flip) for flip in rule.flips))
+        found = class_probabilities(model, thick, spacing.degree(), turned)
         logits = found.clamp_min(_LEAST).log()[None]
         mask = finer_slices(logits, slab * thick.shape[1])[0].argmax(0).to(torch.uint8)
         mask = turned_back(mask, axis=axis, size=size)

@@ -86,6 +86,40 @@ def test_every_way_is_scored_on_the_thin_grid(axis: int) -> None:
         assert set(model.degrees) == {degree}
 
 
+class _SumAlong(nn.Module):
+    """Calls the first half along ``dim`` class 1: a mirror along it, and no other, undoes that."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.in_chans = 1
+        self.dim = dim
+        self.weight = nn.Parameter(torch.tensor(9.0))
+
+    def forward(self, x: Tensor, degree: int) -> Tensor:
+        size = [-1 if dim == self.dim else 1 for dim in range(x.ndim)]
+        ramp = torch.linspace(1, -1, x.shape[self.dim]).view(size)
+        return torch.cat([0 * x, self.weight * ramp + 0 * x], 1)
+
+
+@pytest.mark.parametrize(("axis", "dim"), [(0, 4), (1, 4), (2, 2)])
+def test_mirrors_stay_with_their_axis_when_it_is_turned(axis: int, dim: int) -> None:
+    size = (16, 16, 16)
+    case = TaskImage("a", torch.rand(1, *size).half(), torch.zeros(size, dtype=torch.uint8), 0, MM)
+    rule = WindowRule((16, 16, 16), 4, flips=(2,))
+    found = {}
+    for seen in (2, 3, 4):
+        model, plain = _SumAlong(seen), rule._replace(flips=())
+        args = {"axis": axis, "slab": 4, "way": "degree", "num_classes": 2}
+        found[seen] = [
+            thick_dice(model, case, rule=r, **args)  # type: ignore[arg-type]
+            for r in (plain, rule)
+        ]
+    # Averaged with its mirror along the network's own axis, the ramp is gone: nothing is class 1.
+    assert {seen: two[1] == [1.0] for seen, two in found.items()} == {
+        seen: seen == dim for seen in found
+    }
+
+
 def test_a_share_of_training_cases_has_repeated_slices() -> None:
     label = torch.zeros(SIZE, dtype=torch.uint8)
     images = [TaskImage(f"c{i}", torch.rand(1, *SIZE).half(), label, 0, MM) for i in range(3)]
