@@ -32,11 +32,13 @@ class _Training(NamedTuple):
 
     Attributes:
         networks: How each takes thick slices, by name.
+        share: Of the training cases that have averaged slices.
         extra: Settings of the training.
         wrap: What is done to its images.
     """
 
     networks: dict[str, Way]
+    share: float
     extra: tuple[str, ...]
     wrap: Callable[[list[TaskImage]], Sequence[TaskImage]]
 
@@ -76,17 +78,18 @@ def _trainings(share: float, slabs: tuple[int, ...]) -> list[_Training]:
         return RepeatedSlices(images, share=share, slabs=slabs)
 
     return [
-        _Training({"spadnet": "degree"}, (f"data.thick_slices={share}",), alone),
+        _Training({"spadnet": "degree"}, share, (f"data.thick_slices={share}",), alone),
         _Training(
             {
                 "plain, slices repeated": "repeat",
                 "plain, resampled first": "interpolate",
                 "spadnet, thin slices only": "degree",
             },
+            0.0,
             _THIN,
             alone,
         ),
-        _Training({"plain, slab averaging": "repeat"}, _THIN, averaged),
+        _Training({"plain, slab averaging": "repeat"}, share, _THIN, averaged),
     ]
 
 
@@ -104,7 +107,7 @@ def _run_task(
             settings = settings_of(subject, seed=seed, extra=training.extra)
             kept = ("model", "data", "optim", "recipe", "trainer", "validate", "seed")
             rules = {name: settings[name] for name in kept}
-            marks = hash_of([data_digest(subject.task, subject.rule), rules, slabs, 2])
+            marks = hash_of([data_digest(subject.task, subject.rule), rules, slabs, training.share])
             points = {
                 (name, condition): Point(
                     subject.name, name, "spacing", condition.label, seed, marks
