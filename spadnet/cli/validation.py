@@ -130,7 +130,7 @@ def probe_cases(
     """
     text = (config_root() / "data" / "labelled.yaml").read_text(encoding="utf-8")
     labelled = {**yaml.safe_load(text), "path": section["path"], "size": section["size"]}
-    task = find_task({"data": labelled, "seed": seed})
+    task = find_task({"data": labelled, "seed": seed, "test": False})
     if task.kind not in ("classification", "ordinal"):
         raise UsageError(f"validate.probe.path: {task.name} is {task.kind}, a probe needs classes")
     rule = preparation(labelled, in_chans=1, is_map=False)
