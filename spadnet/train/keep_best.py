@@ -47,6 +47,7 @@ class KeepBest(Callback):
         self.chosen_by = chosen_by
         self.every_steps = every_steps
         self.patience = patience
+        self.latest: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.best_step = 0
         self.without_better = 0
@@ -83,7 +84,9 @@ class KeepBest(Callback):
         was_training = model.training
         scores = dict(self.score(model.eval()))
         model.train(was_training)
-        pl_module.log_dict({f"val/{name}": value for name, value in scores.items()})
+        self.latest = {f"val/{name}": value for name, value in scores.items()}
+        for log in trainer.loggers:  # not by the module, which would repeat them at later steps
+            log.log_metrics(self.latest, step=step - 1)
         value = scores[self.chosen_by]
         value = -math.inf if math.isnan(value) else value  # one class alone has no AUC
         best = self.best.get(self.chosen_by, -math.inf)

@@ -28,6 +28,7 @@ from spadnet.train.checkpoint import (
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.graphs import compile_modules, num_graphs
 from spadnet.train.host import deterministic_algorithms, fast_float32, keep_freed_memory
+from spadnet.train.keep_best import KeepBest
 from spadnet.train.launch import end_with_others, find_launch
 from spadnet.train.loggers import build_loggers
 from spadnet.train.metrics_log import complete_logs
@@ -227,7 +228,11 @@ def fit(
         seconds=time.monotonic() - begin,
         num_images=progress.num_images,
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()}
-        | dict(chain(*(one.latest.items() for one in callbacks if isinstance(one, Validate)))),
+        | dict(
+            chain(
+                *(one.latest.items() for one in callbacks if isinstance(one, Validate | KeepBest))
+            )
+        ),
         checkpoint=find_last(run_dir),
         stopped_by=stop.received if step < datamodule.max_steps else None,
     )

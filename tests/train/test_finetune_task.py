@@ -23,6 +23,7 @@ from spadnet.train.average import update_average
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.finetune_task import FinetuneTask, freeze_encoder
 from spadnet.train.keep_best import KeepBest
+from spadnet.train.metrics_log import read_rows
 from spadnet.train.optim import OptimSettings, scaled_groups
 from spadnet.train.run import FitResult, fit
 
@@ -124,6 +125,20 @@ def test_the_last_step_is_scored_too(tmp_path: Path) -> None:
     best, saved = keep(float)
     train(build(3), tmp_path, max_steps=3, best=best)
     assert saved == [2, 3]
+
+
+def test_scores_are_logged_at_their_own_steps_alone(tmp_path: Path) -> None:
+    best, _ = keep(float)  # scored after steps 2, 4 and 5
+    result = train(build(5), tmp_path, max_steps=5, best=best, log_every_steps=1)
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert {row["step"]: row["val/auc"] for row in rows} == {
+        "1": "",
+        "2": "0.0",
+        "3": "",
+        "4": "1.0",
+        "5": "2.0",
+    }
+    assert result.metrics["val/auc"] == 2.0
 
 
 def tiny_vit() -> SpadViT:
