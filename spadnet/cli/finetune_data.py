@@ -14,6 +14,7 @@ from spadnet.data.task_images import CaseReader, Preparation, TaskImage, read_ca
 from spadnet.data.task_steps import TaskAugment, TaskSteps
 from spadnet.data.tasks import Split, TaskData, check_task, hold_out, known_kind, subsample
 from spadnet.data.warp import WarpRange
+from spadnet.inference.trained_range import TrainedRange
 from spadnet.spacing import MAX_DEGREE
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,21 @@ def read_splits(
     for _ in images:
         pass
     return found
+
+
+def seen_in(section: Mapping[str, Any], images: Sequence[TaskImage]) -> TrainedRange:
+    """Spacings and degrees of a training's images, those of slices that are averaged included.
+
+    Args:
+        section: ``data`` of the configuration.
+        images: As the network takes them.
+    """
+    degrees = {image.degree for image in images}
+    if 0 in degrees and section["thick_slices"]:
+        degrees |= {1, 2}
+    # Where all are stretched to one size, millimetres mean nothing to the network.
+    spacings = [] if section["size"] is not None else [image.spacing for image in images]
+    return TrainedRange.over(spacings, sorted(degrees))
 
 
 def build_steps(

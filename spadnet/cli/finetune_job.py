@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from torch import nn
 
-from spadnet.cli.finetune_data import build_steps, preparation, read_splits
+from spadnet.cli.finetune_data import build_steps, preparation, read_splits, seen_in
 from spadnet.cli.finetune_model import (
     Statistics,
     build_classifier,
@@ -26,6 +26,7 @@ from spadnet.data.task_images import Preparation, TaskImage, check_maps
 from spadnet.data.task_steps import TaskSteps
 from spadnet.data.tasks import TaskData
 from spadnet.evaluate.segmentation_scores import WindowRule
+from spadnet.inference.trained_range import TrainedRange
 from spadnet.losses.scores import CHOOSING
 from spadnet.losses.segmentation import SegmentationLoss
 from spadnet.models.low_rank import merge_low_rank
@@ -54,6 +55,7 @@ class Job(NamedTuple):
         rule: What is done to every image.
         statistics: Of values to be predicted.
         judge: Scores models on the validation and test splits.
+        seen: Spacings and degrees of the training.
         identity: What is trained on, for the run folder.
     """
 
@@ -63,6 +65,7 @@ class Job(NamedTuple):
     rule: Preparation
     statistics: Statistics
     judge: Judge
+    seen: TrainedRange
     identity: dict[str, Any]
 
 
@@ -125,7 +128,8 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
         num_workers=settings["data"]["num_workers"],
     )
     identity = identity_of_task(task, [*train, *val])
-    return Job(module, data, task, rule, goal.statistics, goal.judge, identity)
+    seen = seen_in(settings["data"], train)
+    return Job(module, data, task, rule, goal.statistics, goal.judge, seen, identity)
 
 
 def keep_best(job: Job, settings: Mapping[str, Any], save: Save) -> KeepBest:
@@ -177,7 +181,7 @@ def saver(job: Job, settings: Mapping[str, Any], folder: Path) -> Save:
             without_deep_supervision(merge_low_rank(model)),
             folder / name,
             name=settings["model"]["name"],
-            training=facts_of(settings, job.task, rule, job.statistics, step=step, scores=scores),
+            training=facts_of(settings, job, step=step, scores=scores),
             intensity={"crop_to_foreground": rule.crop, "max_in_plane": rule.max_in_plane},
         )
 
@@ -195,22 +199,18 @@ def without_deep_supervision(model: nn.Module) -> nn.Module:
 
 
 def facts_of(
-    settings: Mapping[str, Any],
-    task: TaskData,
-    rule: Preparation,
-    statistics: Statistics,
-    *,
-    step: int,
-    scores: Mapping[str, float],
+    settings: Mapping[str, Any], job: Job, *, step: int, scores: Mapping[str, float]
 ) -> dict[str, Any]:
     """What a checkpoint folder tells of a fine-tuned model; prediction needs ``task``."""
-    mean, std = statistics
+    task, rule = job.task, job.rule
+    mean, std = job.statistics
     return {
         "stage": "finetune",
         "run": settings["name"],
         "steps": step,
         "seed": settings["seed"],
         "data": [task.name],
+        **job.seen.facts(),
         "task": {
             "kind": task.kind,
             "classes": list(task.classes),

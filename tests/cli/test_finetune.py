@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from spadnet.inference.trained_range import TrainedRange
 from spadnet.models.registry import create_model
 from spadnet.weights.hub import load_checkpoint, save_pretrained
 
@@ -26,6 +27,7 @@ def test_best_and_last_and_scores_are_written(finetune: Callable[..., int], tmp_
     assert best.config["training"]["task"]["classes"] == ["bright", "dark"]
     assert best.config["training"]["task"]["preparation"]["size"] == [1, 16, 16]
     assert best.contract.intensity["crop_to_foreground"] is False
+    assert TrainedRange.of(best.config["training"]) == TrainedRange(degrees=(5,))
     load_checkpoint(run / "last")
     records = json.loads((run / "results.json").read_text())
     assert {record["metric"] for record in records} == {"auc", "accuracy", "balanced_accuracy"}
@@ -150,6 +152,7 @@ def test_thick_and_thin_volumes_are_segmented_on_their_own_grids(
         np.testing.assert_allclose(mask.affine, image.affine)
     loaded = load_checkpoint(run / "best")
     assert loaded.config["training"]["task"]["crop"] == [16, 32, 32]
+    assert TrainedRange.of(loaded.config["training"]) == TrainedRange((1, 1), (0, 2))
     with torch.no_grad():
         assert loaded.model(torch.rand(1, 1, 32, 32, 32), 0).shape == (1, 2, 32, 32, 32)
 
