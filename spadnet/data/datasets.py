@@ -1,6 +1,5 @@
 """Training data whose item number ``step`` is the whole work of that optimiser step."""
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -24,7 +23,7 @@ from spadnet.data.crop_plan import (
 from spadnet.data.extract import BoxReader, Padding, extract
 from spadnet.data.image import Image
 from spadnet.data.preprocess import to_channels
-from spadnet.data.sampler import degrees_of_step, step_rng
+from spadnet.data.sampler import degrees_of_step, part_of_rank, step_rng
 from spadnet.spacing import MAX_DEGREE, Spacing
 
 _TRIES = 32
@@ -221,10 +220,7 @@ class StepDataset(Dataset[list[Batch]]):
 
     def for_rank(self, rank: int, world_size: int) -> "StepDataset":
         """The same data for one of several processes."""
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
-        part = copy.copy(self)
-        part.rank, part.world_size = rank, world_size
+        part = part_of_rank(self, rank, world_size)
         part._check_shares()
         return part
 

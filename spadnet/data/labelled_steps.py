@@ -1,6 +1,5 @@
 """Steps of synthetic images whose anatomy is known, alone or beside those of other images."""
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -10,7 +9,7 @@ from torch.utils.data import Dataset
 
 from spadnet.data.batch import Batch
 from spadnet.data.crop_plan import Size, crop_size
-from spadnet.data.sampler import degrees_of_step, step_rng
+from spadnet.data.sampler import degrees_of_step, part_of_rank, step_rng
 from spadnet.spacing import MAX_DEGREE
 
 _LABELLED_PART = 1 << 20  # keeps these draws apart from those of other micro-batches of a step
@@ -128,10 +127,7 @@ class LabelledSteps(Dataset[list[Batch]]):
 
     def for_rank(self, rank: int, world_size: int) -> "LabelledSteps":
         """The same data for one of several processes."""
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
-        part = copy.copy(self)
-        part.rank, part.world_size = rank, world_size
+        part = part_of_rank(self, rank, world_size)
         part._check_shares()
         return part
 

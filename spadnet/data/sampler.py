@@ -1,14 +1,39 @@
 """Which degrees and which images each step sees: pure functions of the seed and the step."""
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from spadnet.spacing import MAX_DEGREE
 
 _DEGREES, _CROPS = 0, 1  # separate streams of random numbers
+
+
+class Shared(Protocol):
+    """Data of which each of several processes draws its part of every micro-batch."""
+
+    rank: int
+    world_size: int
+
+
+SharedData = TypeVar("SharedData", bound=Shared)
+
+
+def part_of_rank(data: SharedData, rank: int, world_size: int) -> SharedData:
+    """The same data for one of several processes.
+
+    Raises:
+        ValueError: If there is no such process.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in [0, {world_size}), got {rank}")
+    part = copy.copy(data)
+    part.rank, part.world_size = rank, world_size
+    return part
 
 
 def step_rng(seed: int, step: int, *, part: int, sample: int) -> np.random.Generator:
