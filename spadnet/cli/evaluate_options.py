@@ -10,6 +10,7 @@ from spadnet.cli.usage import UsageError
 from spadnet.near_names import suggest
 
 STUDIES = ("quality", "spacing")
+SPLITS = ("test", "val")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -22,6 +23,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         required(options, "model", "FOLDER is missing: the folder of a trained encoder")
     if options["study"] is not None and options["study"] not in STUDIES:
         raise UsageError(f"unknown study {options['study']!r}{suggest(options['study'], STUDIES)}")
+    if options["score_on"] not in SPLITS:
+        raise UsageError(f"score_on must be test or val, got {options['score_on']!r}")
     for protocol in options["protocols"]:
         if protocol not in PROTOCOLS:
             raise UsageError(f"unknown protocol {protocol!r}{suggest(str(protocol), PROTOCOLS)}")

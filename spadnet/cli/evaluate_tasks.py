@@ -16,7 +16,7 @@ from spadnet.cli.trained import find_any
 from spadnet.cli.training import plain
 from spadnet.cli.usage import UsageError
 from spadnet.data.task_images import Preparation
-from spadnet.data.tasks import TaskData
+from spadnet.data.tasks import TaskData, rehearsed
 from spadnet.evaluate.extractors import Encoder
 from spadnet.evaluate.few_shot import Amount, parse_amount
 from spadnet.inference.work_list import model_digest
@@ -113,7 +113,12 @@ def find_subjects(
         arguments = [*config_dir, *_overrides(options["finetune"]), *own]
         shares = entry.get("shares") or options["shares"]
         frozen = _overrides(options["features"]) + _overrides(entry.get("features"))
-        found.append(_subject(name, arguments, frozen, shares, in_chans))
+        subject = _subject(name, arguments, frozen, shares, in_chans)
+        if options["score_on"] == "val":
+            subject = _on_validation(subject)
+        if not subject.task.of("test"):
+            raise ValueError(f"{subject.name}: the split 'test' is empty")
+        found.append(subject)
     names = [subject.name for subject in found]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"several tasks are named {', '.join(sorted(repeated))}")
@@ -136,8 +141,6 @@ def _subject(
     settings = plain(config)
     task = find_task(settings)
     name = name or task.name
-    if not task.of("test"):
-        raise ValueError(f"{name}: the split 'test' is empty")
     try:
         amounts = [parse_amount(text) for text in shares]
     except ValueError as error:
@@ -146,6 +149,11 @@ def _subject(
     section = plain(finetune_config([*arguments, *frozen]))["data"]
     rule = preparation(section, in_chans=in_chans, is_map=is_map)
     return Subject(name, task, settings, arguments, rule, amounts)
+
+
+def _on_validation(subject: Subject) -> Subject:
+    share, seed = subject.settings["data"]["val_share"], subject.settings["seed"]
+    return subject._replace(task=rehearsed(subject.task, share=share, seed=seed))
 
 
 def finetune_config(arguments: Sequence[str]) -> DictConfig:

@@ -215,6 +215,24 @@ def hold_out(cases: Sequence[Case], *, share: float, seed: int = 0) -> list[Case
     ]
 
 
+def rehearsed(task: TaskData, *, share: float, seed: int = 0) -> TaskData:
+    """Put validation in the place of the test split, so that choices can be made without that.
+
+    What a training or a probe chooses by is then a part of the training cases.
+
+    Args:
+        task: With cases for validation.
+        share: Of the training patients that become validation, in (0, 1).
+        seed: Decides which.
+    """
+    cases = [
+        case._replace(split="test") if case.split == "val" else case
+        for case in task.cases
+        if case.split != "test"
+    ]
+    return task._replace(cases=hold_out(cases, share=share, seed=seed))
+
+
 def subsample(cases: Sequence[Case], *, share: float, seed: int = 0) -> list[Case]:
     """Keep a share of the training cases, at least one of each class; other splits stay whole.
 

@@ -227,6 +227,7 @@ def test_spacing_shift(evaluate: Run, thin_maps: Path, tmp_path: Path) -> None:
         (["protocols=[knm]"], 2, "unknown protocol 'knm'; did you mean 'knn'"),
         (["shares=[0%]"], 2, "shares are percentages such as 10%"),
         (["seeds=[]"], 2, "seeds must name each once"),
+        (["score_on=train"], 2, "score_on must be test or val"),
         (["study=qualty"], 2, "did you mean 'quality'"),
         (["study=quality", "quality.kinds=[noize]"], 2, "did you mean 'noise'"),
         (["study=spacing"], 2, "study=spacing is for label maps"),
@@ -262,6 +263,16 @@ def test_splits_and_folders_that_cannot_be_used(
     (folders / "train" / "dark").rmdir()
     assert evaluate() == 1
     assert "all training cases are 'bright'" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_scores_on_validation_leave_the_test_split_alone(
+    evaluate: Run, folders: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(folders / "test")
+    assert evaluate("score_on=val", "protocols=[knn]", "shares=[100%]", "seeds=[0]") == 0
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    count = len(list((folders / "val").glob("*/*")))
+    assert {record["num_test"] for record in records} == {count}
 
 
 def test_the_experiment_of_three_sets_composes(folders: Path) -> None:

@@ -18,6 +18,7 @@ from spadnet.data.tasks import (
     class_counts,
     hold_out,
     patient_of,
+    rehearsed,
     subsample,
 )
 
@@ -260,6 +261,17 @@ def test_whole_patients_are_held_out_of_each_class() -> None:
     assert all((case.split == "val") == (case.patient in held) for case in split)
     assert split == hold_out(all_cases, share=0.2, seed=3)
     assert hold_out(split, share=0.5) == split  # validation is there
+
+
+def test_a_rehearsal_leaves_the_test_split_out() -> None:
+    train = cases(*[float(i % 2) for i in range(40)])
+    others = [*cases(0, 1, split="val"), *cases(0, 1, 1, split="test")]
+    before = task(*train, *others)
+    after = rehearsed(before, share=0.25, seed=1)
+    assert {c.key for c in after.of("test")} == {c.key for c in before.of("val")}
+    held = {c.key for c in after.of("val")}
+    assert len(held) == 10
+    assert held | {c.key for c in after.of("train")} == {c.key for c in train}
 
 
 def test_smaller_shares_are_part_of_larger_ones() -> None:
