@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spadnet.layers.attention import RotaryAttention
+from spadnet.layers.attention import RotaryAttention, attend
 from spadnet.layers.block import Block, SwiGLU
 from spadnet.layers.norm import ChannelLayerNorm
 from spadnet.layers.rope import rotary_angles, rotate
@@ -57,6 +57,22 @@ def test_attention_is_softmax_of_turned_products(qkv_bias: bool) -> None:
         turned = [torch.cat((t[:1, head], rotate(t[1:, head], cos, sin))) for t in (q, k)]
         heads.append((turned[0] @ turned[1].t() / 8**0.5).softmax(-1) @ v[:, head])
     torch.testing.assert_close(layer(x, cos, sin)[0], layer.proj(torch.cat(heads, dim=-1)))
+
+
+def test_short_sequences_in_bfloat16_attend_as_the_fused_kernel_does() -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, 33, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    own = attend(*parts)
+    with torch.no_grad():
+        fused = attend(*parts)
+    exact = F.scaled_dot_product_attention(*(part.float() for part in parts))
+    assert own.dtype == torch.bfloat16
+    assert (own.float() - exact).abs().max() < 0.02
+    assert not torch.equal(own, fused)  # another way to the same result
+    gradients = torch.autograd.grad(own.float().square().sum(), parts)
+    wanted = torch.autograd.grad(exact.square().sum(), parts)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert (gradient - want).abs().max() < 0.02 * want.abs().max()
 
 
 def test_angles_may_differ_between_samples() -> None:
