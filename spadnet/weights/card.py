@@ -35,6 +35,9 @@ _WHAT = {
     "TokenizerSegmentor": "segmentor: a tokenizer's encoder with a decoder of voxels' logits",
 }
 
+_SECTIONS = ("data", "figures", "limits")
+"""Facts of a training that have a place of their own in the card."""
+
 
 def model_card(config: Mapping[str, Any], *, num_parameters: int) -> str:
     """Write the card of a checkpoint as Markdown with the front matter that hubs read.
@@ -80,14 +83,16 @@ def model_card(config: Mapping[str, Any], *, num_parameters: int) -> str:
         "",
         f"Data: {', '.join(data) if data else 'not recorded'}.",
         "",
-        *(f"- {key}: {value}" for key, value in training.items() if key != "data"),
+        *(f"- {key}: {value}" for key, value in training.items() if key not in _SECTIONS),
         "",
+        *_figures(training.get("figures", {})),
         f"Written by spadnet {config['versions']['spadnet']}, torch {config['versions']['torch']}.",
         "",
         "## Limits",
         "",
         "Not a medical device: do not use it to diagnose or treat anyone. It has seen the data "
         "named above and nothing else; check it on your own modality, body region and device.",
+        *([str(training["limits"])] if "limits" in training else []),
         "",
         "## Licence",
         "",
@@ -95,3 +100,11 @@ def model_card(config: Mapping[str, Any], *, num_parameters: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _figures(figures: Mapping[str, Any]) -> list[str]:
+    """Section on what was measured, none where nothing was."""
+    if not figures:
+        return []
+    rows = [f"| {what} | {value} |" for what, value in figures.items()]
+    return ["## Figures", "", "| | |", "|---|---|", *rows, ""]
