@@ -11,8 +11,9 @@ from lightning import LightningModule
 from lightning.pytorch import Callback, Trainer
 from train.conftest import TASKS, labelled_steps, mixed_task, tiny_tokenizer
 
-from spadnet.data.datasets import StepDataset, Volume
+from spadnet.data.datasets import StepDataset
 from spadnet.data.labelled_steps import JoinedSteps
+from spadnet.data.volume import Volume
 from spadnet.spacing import Spacing
 from spadnet.train.checkpoint import finished_steps
 from spadnet.train.datamodule import StepDataModule

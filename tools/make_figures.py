@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spadnet.data.atomic import write_atomic
-from spadnet.data.datasets import to_volume
 from spadnet.data.preprocess import prepare
 from spadnet.data.samples import list_samples, load_samples
+from spadnet.data.volume import to_volume
 from spadnet.evaluate.consistency import average_slices
 from spadnet.evaluate.held_out import HeldOut, fit_to_multiple
 from spadnet.evaluate.panels import panels

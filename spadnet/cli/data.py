@@ -11,12 +11,13 @@ from spadnet.data.augment import IntensityAugment
 from spadnet.data.catalogue import FILE as CATALOGUE
 from spadnet.data.catalogue import find_stores, load_store
 from spadnet.data.crop_plan import NO_AUGMENT, CropAugment
-from spadnet.data.datasets import StepDataset, SyntheticSource, Volume, to_volume
+from spadnet.data.datasets import StepDataset, SyntheticSource
 from spadnet.data.folder import load_folder
 from spadnet.data.hold_out import keep_out
 from spadnet.data.identity import identity_of_volumes
 from spadnet.data.labelled_steps import JoinedSteps, LabelledSteps
 from spadnet.data.samples import list_samples, load_samples
+from spadnet.data.volume import Volume, to_volume
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.near_names import suggest
 from spadnet.spacing import MAX_DEGREE

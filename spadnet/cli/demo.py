@@ -15,9 +15,9 @@ from spadnet.cli import pretrain_mim, pretrain_tokenizer
 from spadnet.cli.configure import configure
 from spadnet.cli.data import build_data
 from spadnet.cli.training import plain, run_dir
-from spadnet.data.datasets import to_volume
 from spadnet.data.preprocess import prepare
 from spadnet.data.samples import list_samples, load_samples
+from spadnet.data.volume import to_volume
 from spadnet.evaluate.charts import Curve
 from spadnet.evaluate.held_out import HeldOut, fit_to_multiple
 from spadnet.evaluate.mim_figures import mim_figures

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spadnet.data.atomic import write_atomic
-from spadnet.data.datasets import Volume
 from spadnet.data.image import Axes, Grid, Image, ImageError, Vector, file_name
 from spadnet.data.preprocess import Window
 from spadnet.data.recipes import published_weights
 from spadnet.data.sampler import balanced_weights
 from spadnet.data.store import StoredImage, StoredVolume
+from spadnet.data.volume import Volume
 from spadnet.spacing import Spacing
 
 FILE = "catalogue.jsonl"

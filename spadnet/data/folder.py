@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from spadnet.data.datasets import Volume, to_volume
 from spadnet.data.dicom import Part, split_series
 from spadnet.data.image import ImageError, file_name, one_line
 from spadnet.data.io import NUMPY_SUFFIXES, SUFFIXES, read_frames
 from spadnet.data.preprocess import prepare
+from spadnet.data.volume import Volume, to_volume
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from spadnet.data.datasets import Volume
+from spadnet.data.volume import Volume
 
 MOST = 20  # at most one image in so many is kept out
 _FRAME = re.compile(r"\[\d+\]$")  # of a 4D file

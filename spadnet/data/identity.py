@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from spadnet.data.datasets import Volume
 from spadnet.data.task_images import TaskImage
 from spadnet.data.tasks import TaskData
+from spadnet.data.volume import Volume
 
 
 def identity_of_volumes(

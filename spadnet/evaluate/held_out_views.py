@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spadnet.data.datasets import Volume
 from spadnet.data.extract import Bounds, Box
+from spadnet.data.volume import Volume
 from spadnet.evaluate.held_out import HeldOut, fit_to_multiple
 from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
 

@@ -25,7 +25,8 @@ from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import required_multiple
 from spadnet.weights.contract import InputContract, Model
-from spadnet.weights.hub import Loaded, build_from_arguments
+from spadnet.weights.from_arguments import build_from_arguments
+from spadnet.weights.hub import Loaded
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"

@@ -4,23 +4,18 @@ Loading is strict: whatever does not fit is an error, unless it was asked for.
 """
 
 import importlib.metadata
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from spadnet.models import registry
-from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.conv_net import SpadConvNet
-from spadnet.models.mim import MaskedImageModel
-from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
-from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
 from spadnet.weights.card import model_card
@@ -28,38 +23,28 @@ from spadnet.weights.checkpoint import (
     CONFIG_FILE,
     FORMAT_VERSION,
     WEIGHTS_FILE,
-    check_entries,
     read_config,
     read_weights,
     write_folder,
 )
 from spadnet.weights.contract import InputContract, Model, contract_of, read_contract
+from spadnet.weights.from_arguments import (
+    CLASSES,
+    VIT_AT,
+    build_from_arguments,
+    change_arguments,
+)
 from spadnet.weights.golden import golden_tensors
 from spadnet.weights.source import HubOptions, find_folder
 from spadnet.weights.strict import LoadReport, fit_weights
 
 logger = logging.getLogger(__name__)
 
-_CLASSES: dict[str, type[Model]] = {
-    "Tokenizer": Tokenizer,
-    "SpadViT": SpadViT,
-    "MaskedImageModel": MaskedImageModel,
-    "SpadUNet": SpadUNet,
-    "SpadConvNet": SpadConvNet,
-    "AttentionClassifier": AttentionClassifier,
-    "VitSegmentor": VitSegmentor,
-    "TokenizerSegmentor": TokenizerSegmentor,
-}
 _READERS = {
     "Tokenizer": "load_tokenizer",
     "SpadUNet": "weights.hub.load_pretrained",
     "SpadConvNet": "weights.hub.load_pretrained",
     "TokenizerSegmentor": "weights.hub.load_pretrained",
-}
-_VIT_AT = {  # where the encoder of a larger model is
-    "MaskedImageModel": "vit.",
-    "AttentionClassifier": "vit.",
-    "VitSegmentor": "pyramid.vit.",
 }
 _HEADS = ("head.", "decoder.heads.")
 
@@ -116,7 +101,7 @@ def save_pretrained(
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps
     if not isinstance(model, Model):
-        raise ValueError(f"cannot save a {type(model).__name__}; known are {', '.join(_CLASSES)}")
+        raise ValueError(f"cannot save a {type(model).__name__}; known are {', '.join(CLASSES)}")
     folder = Path(folder).expanduser()
     config = {
         "format_version": FORMAT_VERSION,
@@ -176,11 +161,11 @@ def load_checkpoint(
     config = read_config(folder)
     where, prefix = str(folder / CONFIG_FILE), ""
     kind, arguments = config["model"]["class"], config["model"]["arguments"]
-    if not isinstance(kind, str) or kind not in _CLASSES:
-        raise ValueError(f"{where}: unknown model class {kind!r}{suggest(str(kind), _CLASSES)}")
-    if expect is SpadViT and kind in _VIT_AT and "vit" in arguments:
-        kind, arguments, prefix = "SpadViT", arguments["vit"], _VIT_AT[kind]
-    if expect is not None and _CLASSES[kind] is not expect:
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise ValueError(f"{where}: unknown model class {kind!r}{suggest(str(kind), CLASSES)}")
+    if expect is SpadViT and kind in VIT_AT and "vit" in arguments:
+        kind, arguments, prefix = "SpadViT", arguments["vit"], VIT_AT[kind]
+    if expect is not None and CLASSES[kind] is not expect:
         reader = _READERS.get(kind, "load_encoder")
         raise ValueError(
             f"{folder}: holds a {kind}, not a {expect.__name__}; spadnet.{reader} reads it"
@@ -191,7 +176,7 @@ def load_checkpoint(
         stated = {**stated, "stride": model.patch_embed.patch_size}
     contract = read_contract(stated, model=model, where=where)
     if in_chans is not None or pos_grid is not None:
-        changed = _change(arguments, kind=kind, in_chans=in_chans, pos_grid=pos_grid)
+        changed = change_arguments(arguments, kind=kind, in_chans=in_chans, pos_grid=pos_grid)
         model = build_from_arguments(kind, changed, where=where)
     if num_classes is not None and not isinstance(model, SpadViT | SpadUNet):
         raise ValueError(f"{folder}: a {kind} has no classifier, got num_classes={num_classes}")
@@ -243,62 +228,6 @@ def load_vit(source: str | Path, **options: Any) -> SpadViT:
     model = load_checkpoint(source, expect=SpadViT, **options).model
     assert isinstance(model, SpadViT)
     return model
-
-
-def build_from_arguments(
-    kind: str, arguments: Any, *, where: str, device: torch.device | str = "meta"
-) -> Model:
-    """Build a model from what ``config.json`` holds under ``model``.
-
-    Args:
-        kind: Name of its class.
-        arguments: Of its constructor, as plain types.
-        where: The file, for messages.
-        device: Where its values are; by default nowhere, for they are about to be read.
-
-    Raises:
-        ValueError: If there is no such class, or it does not take these arguments.
-    """
-    if kind not in _CLASSES:
-        raise ValueError(f"{where}: unknown model class {kind!r}{suggest(kind, _CLASSES)}")
-    parameters = inspect.signature(_CLASSES[kind]).parameters
-    required = [name for name, p in parameters.items() if p.default is p.empty]
-    check_entries(arguments, list(parameters), required=required, where=f"{where}: {kind}")
-    rest = dict(arguments)
-    vit = None
-    if "vit" in parameters:
-        vit = build_from_arguments("SpadViT", rest.pop("vit"), where=where, device=device)
-    build: Any = _CLASSES[kind]
-    try:
-        with torch.device(device):
-            return cast(Model, build(**rest) if vit is None else build(vit, **rest))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{where}: cannot build a {kind}: {error}") from error
-
-
-def _change(
-    arguments: Mapping[str, Any],
-    *,
-    kind: str,
-    in_chans: int | None,
-    pos_grid: Sequence[int] | None,
-) -> dict[str, Any]:
-    """Arguments for other channels, with their own normalisation, or for another grid."""
-    changed = dict(arguments)
-    if kind in _VIT_AT:
-        changed["vit"] = _change(
-            changed["vit"], kind="SpadViT", in_chans=in_chans, pos_grid=pos_grid
-        )
-        return changed
-    if in_chans is not None and in_chans != changed["in_chans"]:
-        changed["in_chans"] = in_chans
-        changed.pop("mean", None)
-        changed.pop("std", None)
-    if pos_grid is not None:
-        if kind != "SpadViT":
-            raise ValueError(f"a {kind} has no position grid, got pos_grid={tuple(pos_grid)}")
-        changed["pos_grid"] = list(pos_grid)
-    return changed
 
 
 def _move_head(loaded: list[str]) -> list[str]:

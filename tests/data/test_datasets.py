@@ -1,6 +1,5 @@
 """Steps: pure functions of their number, shared exactly by ranks, of one degree per micro-batch."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,9 +11,8 @@ from torch.utils.data import DataLoader
 from spadnet.data.augment import IntensityAugment
 from spadnet.data.batch import Batch
 from spadnet.data.crop_plan import NO_AUGMENT, CropAugment
-from spadnet.data.datasets import StepDataset, Volume, to_volume
-from spadnet.data.image import Image, orient, plain_grid
-from spadnet.data.preprocess import prepare
+from spadnet.data.datasets import StepDataset
+from spadnet.data.volume import Volume
 from spadnet.spacing import Spacing
 
 
@@ -220,16 +218,3 @@ def test_steps_end(volumes: list[Volume]) -> None:
     assert len(data) == 3
     with pytest.raises(IndexError):
         data[3]
-
-
-def test_to_volume_adapts_channels_and_type() -> None:
-    pixels = np.random.default_rng(0).integers(1, 255, (3, 1, 40, 50), dtype=np.uint8)
-    grid = plain_grid((1, 40, 50), num_axes=2)
-    image: Image = prepare(orient(pixels, grid, source="eye.png"))
-    grey = to_volume(image, in_chans=1, dtype=torch.uint8)
-    assert grey.image.dtype == torch.uint8
-    assert grey.key == "eye.png"
-    half = to_volume(image, in_chans=1)
-    torch.testing.assert_close(grey.image / 255, half.image.float(), atol=0.003, rtol=0)
-    assert to_volume(image, in_chans=3).image.shape[0] == 3
-    assert math.isclose(to_volume(image, in_chans=3, weight=0.2).weight, 0.2)

@@ -4,8 +4,8 @@ import random
 
 import torch
 
-from spadnet.data.datasets import Volume
 from spadnet.data.hold_out import keep_out
+from spadnet.data.volume import Volume
 from spadnet.spacing import Spacing
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from spadnet.data.datasets import Volume
 from spadnet.data.identity import identity_of_task, identity_of_volumes
 from spadnet.data.task_images import TaskImage
 from spadnet.data.tasks import Case, TaskData
+from spadnet.data.volume import Volume
 from spadnet.spacing import Spacing
 
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from spadnet.data.datasets import Volume
+from spadnet.data.volume import Volume
 from spadnet.evaluate.held_out_views import held_out_views
 from spadnet.spacing import Spacing, required_multiple
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spadnet.data.crop_plan import NO_AUGMENT, Size
-from spadnet.data.datasets import StepDataset, Volume
+from spadnet.data.datasets import StepDataset
+from spadnet.data.volume import Volume
 from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
 from spadnet.synthesis.dataset import NUM_LABELS
 from spadnet.train.synthetic import labelled_images, synthetic_images
