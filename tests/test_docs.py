@@ -148,6 +148,16 @@ def _write_labelled(folder: Path) -> None:
         _volume(folder / "hippocampus" / "labels" / f"c{i}.nii.gz", label, z=z)
         splits[split].append(f"c{i}")
     (folder / "hippocampus" / "split.json").write_text(json.dumps(splits))
+    (folder / "imagesTs").mkdir()
+    with open(folder / "phases.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["in_phase", "out_phase", "label", "split"])
+        for split, cases in splits.items():
+            for case in (f"{case}.nii.gz" for case in cases):
+                image = f"hippocampus/images/{case}"
+                rows.writerow([image, image, f"hippocampus/labels/{case}", split])
+    for number in range(2):
+        shutil.copy(folder / image, folder / "imagesTs" / f"c9_{number:04d}.nii.gz")
 
 
 def _train(folder: Path) -> None:

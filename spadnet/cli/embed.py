@@ -16,7 +16,7 @@ from spadnet.cli.trained import (
     tell_faults,
 )
 from spadnet.cli.usage import UsageError
-from spadnet.data.inputs import TABLES, Item
+from spadnet.data.inputs import Item, is_table
 from spadnet.inference.embed import FilePerImage, OneTable, Target, embed
 from spadnet.inference.embedding_files import FORMATS, pyarrow
 from spadnet.inference.encoder import Encoder
@@ -88,7 +88,7 @@ def _target(options: dict[str, Any], items: Sequence[Item], format: str) -> Targ
         return FilePerImage.below(items, out, format=format)
     if out.is_dir():
         raise UsageError(f"out={out} is a folder; a name ending in .{format} is that of a file")
-    if format != "parquet" and source.is_file() and source.suffix.lower() not in TABLES:
+    if format != "parquet" and source.is_file() and not is_table(source):
         quarantine = out.with_name(f"{out.stem}.quarantine.jsonl")
         return FilePerImage([out], quarantine=quarantine)
     return OneTable(items, out)

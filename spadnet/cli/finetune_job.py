@@ -204,6 +204,8 @@ def facts_of(
     """What a checkpoint folder tells of a fine-tuned model; prediction needs ``task``."""
     task, rule = job.task, job.rule
     mean, std = job.statistics
+    num_files = max(len(case.images) for case in task.cases)
+    columns = list(settings["data"]["image_columns"])
     return {
         "stage": "finetune",
         "run": settings["name"],
@@ -214,6 +216,9 @@ def facts_of(
         "task": {
             "kind": task.kind,
             "classes": list(task.classes),
+            "num_files": num_files,
+            # Only a CSV is read by them; another description may have as many files or not.
+            "image_columns": columns if len(columns) == num_files else [],
             "preparation": json.loads(json.dumps(rule._asdict())),
             "flips": list(settings["validate"]["flips"]),
             "crop": settings["data"]["crop"] if task.kind == "segmentation" else None,

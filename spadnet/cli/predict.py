@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from spadnet.cli.trained import (
     choose_device,
     find_any,
     find_inputs,
+    input_source,
     number,
     read_options,
     required,
@@ -21,9 +22,10 @@ from spadnet.cli.trained import (
 )
 from spadnet.cli.usage import UsageError
 from spadnet.data.atomic import remove_parts, write_atomic
-from spadnet.data.inputs import Item
+from spadnet.data.inputs import Item, is_table
 from spadnet.data.io import Image, ImageError, read_frames, write_like
 from spadnet.data.journal import Fault
+from spadnet.data.task_images import read_channels
 from spadnet.evaluate.prediction import Predictor, build_predictor, predict_mask, predict_target
 from spadnet.inference.work_list import (
     frame_file,
@@ -73,15 +75,15 @@ def run(argv: Sequence[str]) -> int:
         number(options, "overlap", low=0, high=1)
     flips = _flips(options["tta"])
     device = choose_device(options)
-    items = find_inputs(options)
+    given = _given_columns(options)
     loaded = find_any(source)
     predictor = _predictor(loaded, flips=flips, overlap=options["overlap"])
+    items = find_inputs(options, columns=_columns(predictor, given), num_files=predictor.num_files)
     predictor.model.to(device)
     settings = [model_digest(loaded.folder), predictor.flips, options["overlap"]]
     named = [item._replace(key=item.key.removesuffix(_ENDING)) for item in items]
     masks = output_files(named, out, ending=_ENDING)
-    if taken := {item.path.resolve() for item in items} & {file.resolve() for file in masks}:
-        raise UsageError(f"out={out}: {taken.pop()} is an input; choose another folder")
+    _refuse_inputs(items, masks, out)
     work = Work(items, masks, [signature(item, settings) for item in items])
     remove_parts(out)
     with progress("predict") as report:
@@ -96,6 +98,41 @@ def run(argv: Sequence[str]) -> int:
     tell_faults(faults, out / "quarantine.jsonl")
     logger.info("predictions in %s", out / _TABLE)
     return 0
+
+
+def _given_columns(options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Columns with an image's files that the user names."""
+    source, given = Path(input_source(options)).expanduser(), options["image_columns"]
+    if given is None:
+        return None
+    if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
+        raise UsageError(f"image_columns must be names such as [in_phase,out_phase], got {given}")
+    if not is_table(source):
+        raise UsageError(f"image_columns names columns of a table; in={source} is none")
+    return tuple(given)
+
+
+def _columns(predictor: Predictor, given: tuple[str, ...] | None) -> list[tuple[str, ...]]:
+    """Choices of columns with an image's files: the user's, or the training's, or ``path``."""
+    if given is None:
+        known = predictor.image_columns
+        return [known, ("path",)] if known else [("path",)]
+    wanted = predictor.num_files if predictor.num_files > 1 else predictor.rule.in_chans
+    if len(given) not in (1, wanted):
+        raise UsageError(
+            f"image_columns names {len(given)} files of an image, the model takes {wanted}"
+        )
+    return [given]
+
+
+def _refuse_inputs(items: Sequence[Item], masks: Sequence[Path], out: Path) -> None:
+    """Refuse to write over an image, or beside channels, where a mask would be the next image."""
+    inputs = {path.resolve() for item in items for path in item.paths}
+    for item, mask in zip(items, masks, strict=True):
+        if item.other_channels and mask.parent.resolve() == item.path.parent.resolve():
+            raise UsageError(f"out={out} holds channels of {item.key}; choose another folder")
+        if mask.resolve() in inputs:
+            raise UsageError(f"out={out}: {mask.resolve()} is an input; choose another folder")
 
 
 def _flips(choice: Any) -> tuple[int, ...] | None:
@@ -143,7 +180,7 @@ def _work_through(
     try:
         for item, mask, made_from in todo:
             try:
-                frames = read_frames(item.path, spacing=item.spacing, files=item.files)
+                frames = _read(item)
             except ImageError as error:
                 faults.append(Fault(item.key, str(error)))
                 frames = []
@@ -166,6 +203,13 @@ def _work_through(
             _write_table(table, rows)
     logger.info("%d images predicted (%d were there already)", len(rows) - kept, kept)
     return rows, faults
+
+
+def _read(item: Item) -> list[Image]:
+    """An item's images; of several files one, with the channels of all."""
+    if item.other_channels:
+        return [read_channels(item.paths, spacing=item.spacing)]
+    return read_frames(item.path, spacing=item.spacing, files=item.files)
 
 
 def _num_done(item: Item, mask: Path | None, made_from: str, known: dict[str, Row]) -> int:

@@ -24,7 +24,7 @@ from spadnet.cli.trained import (
 )
 from spadnet.cli.usage import UsageError
 from spadnet.data.atomic import write_atomic
-from spadnet.data.inputs import TABLES, Item
+from spadnet.data.inputs import Item, is_table
 from spadnet.data.io import (
     PICTURE_SUFFIXES,
     WRITABLE_SUFFIXES,
@@ -126,7 +126,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _outputs(out: Path, items: Sequence[Item], source: Path) -> tuple[list[Path], Path, Path]:
     """Files of the reconstructions, of the figures, and of what cannot be used."""
-    is_one = source.is_file() and source.suffix.lower() not in TABLES
+    is_one = source.is_file() and not is_table(source)
     if is_one and out.name.lower().endswith(WRITABLE_SUFFIXES) and not out.is_dir():
         stem = out.name.removesuffix(".gz").rpartition(".")[0]
         if out.resolve() == source.resolve():

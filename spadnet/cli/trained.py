@@ -88,10 +88,26 @@ def required(options: Mapping[str, Any], key: str, what: str) -> str:
     return str(options[key])
 
 
-def find_inputs(options: Mapping[str, Any]) -> list[Item]:
-    """The images that ``in=`` names; each DICOM series is one."""
-    source = required(options, "in", "FILE is missing: a file, a folder, a glob pattern or a table")
-    return split_series(list_items(source))
+def input_source(options: Mapping[str, Any]) -> str:
+    """What ``in=`` names."""
+    return required(options, "in", "FILE is missing: a file, a folder, a glob pattern or a table")
+
+
+def find_inputs(
+    options: Mapping[str, Any],
+    *,
+    columns: Sequence[Sequence[str]] = (("path",),),
+    num_files: int = 1,
+) -> list[Item]:
+    """The images that ``in=`` names; each DICOM series is one.
+
+    Args:
+        options: Of the verb.
+        columns: See :func:`spadnet.data.inputs.list_items`.
+        num_files: See there.
+    """
+    source = input_source(options)
+    return split_series(list_items(source, columns=columns, num_files=num_files))
 
 
 def choose_device(options: Mapping[str, Any]) -> torch.device:

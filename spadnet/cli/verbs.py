@@ -166,7 +166,10 @@ VERBS = {
         (
             "Masks are NIfTI on each image's own grid. predictions.csv has the voxels of each",
             "class, or classes and their probabilities, or values. Files that cannot be used are",
-            "listed in quarantine.jsonl and stop nothing.",
+            "listed in quarantine.jsonl and stop nothing. Of a model that was trained on several",
+            "files an image, a table has the columns of the training (image_columns=[a,b] where",
+            "they are called otherwise), and CASE_0000.nii.gz, CASE_0001.nii.gz of a folder are",
+            "one image.",
         ),
     ),
     "visualise": Verb(

@@ -4,19 +4,22 @@ import csv
 import glob
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from spadnet.data import dicom
 from spadnet.data.folder import find_images
 from spadnet.data.image import ImageError, file_name
+from spadnet.data.io import SUFFIXES
 from spadnet.data.recipe_files import find_files
 from spadnet.data.recipe_schema import Recipe
 
-TABLES = (".csv", ".jsonl")
+_TABLES = (".csv", ".jsonl")
+_CHANNEL = re.compile(rf"(.+)_([0-9]{{4}})({'|'.join(map(re.escape, SUFFIXES))})", re.IGNORECASE)
 
 
 class Rules(NamedTuple):
@@ -50,6 +53,7 @@ class Item(NamedTuple):
         weight: How often it is drawn, relative to others of its data set.
         rules: What a recipe adds.
         files: Of a folder, names of the files that are meant; None for all.
+        other_channels: Files with the channels that follow those of the first, on its grid.
     """
 
     path: Path
@@ -60,9 +64,21 @@ class Item(NamedTuple):
     weight: float = 1.0
     rules: Rules = Rules()
     files: tuple[str, ...] | None = None
+    other_channels: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where all of its channels are."""
+        return (self.path, *self.other_channels)
 
 
-def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
+def list_items(
+    source: str,
+    *,
+    dataset: str | None = None,
+    columns: Sequence[Sequence[str]] = (("path",),),
+    num_files: int = 1,
+) -> list[Item]:
     """List the images of an input.
 
     Args:
@@ -71,6 +87,11 @@ def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
             perhaps ``key``, ``dataset``, ``modality``, ``weight`` and ``spacing`` (z y x in mm,
             separated by spaces, or a list in JSON). Other columns are ignored.
         dataset: Name of the data set where the table gives none; by default the folder's name.
+        columns: Of a table, those with the files of an image, in the order of its channels. Of
+            several choices the first that the table has is taken.
+        num_files: Files of an image where there is no table: those named ``CASE_0000.nii.gz``,
+            ``CASE_0001.nii.gz`` and so on, as nnU-Net names channels, are the image
+            ``CASE.nii.gz``. One that is missing is found out when the image is read.
 
     Returns:
         Items, sorted by key.
@@ -83,16 +104,23 @@ def list_items(source: str, *, dataset: str | None = None) -> list[Item]:
         name = dataset or path.resolve().name
         found = [(file.relative_to(path).as_posix(), file) for file in find_images(path)]
         items = [Item(file, key if key != "." else name, name) for key, file in found]
-    elif path.suffix.lower() in TABLES:
-        items = _read_table(path, dataset=dataset or path.stem)
+    elif is_table(path):
+        items = _read_table(path, dataset=dataset or path.stem, columns=columns)
     elif path.is_file():
         items = [Item(path, path.name, dataset or path.resolve().parent.name)]
     elif glob.has_magic(source):
         items = _match(path, dataset=dataset)
     else:
         raise ImageError(f"{file_name(path)}: no such file or folder")
+    if num_files > 1 and not is_table(path):
+        items = _join_channels(items, num_files)
     _refuse_repeated(items, what=file_name(path))
     return _named(items)
+
+
+def is_table(path: Path) -> bool:
+    """Whether an input is a table of images, told by its name."""
+    return path.suffix.lower() in _TABLES and not path.is_dir()
 
 
 def list_recipe_items(
@@ -145,7 +173,8 @@ def split_series(items: Iterable[Item]) -> list[Item]:
     """
     split = []
     for item in items:
-        if item.rules.channels or item.files is not None or not item.path.is_dir():
+        is_whole = item.rules.channels or item.other_channels or item.files is not None
+        if is_whole or not item.path.is_dir():
             split.append(item)
             continue
         for part in dicom.split_series(item.path):
@@ -169,6 +198,22 @@ def _named(items: Iterable[Item]) -> list[Item]:
     return sorted(named, key=lambda item: item.key)
 
 
+def _join_channels(items: Iterable[Item], num_files: int) -> list[Item]:
+    """One item for the files of a case, told by their names; other files stay as they are."""
+    joined: dict[Item, None] = {}
+    for item in items:
+        found = None if item.path.is_dir() else _CHANNEL.fullmatch(item.path.name)
+        if found is not None and int(found[2]) < num_files:
+            case, _, ending = found.groups()
+            first, *others = (
+                item.path.with_name(f"{case}_{number:04d}{ending}") for number in range(num_files)
+            )
+            key = PurePosixPath(item.key).with_name(case + ending).as_posix()
+            item = item._replace(path=first, key=key, other_channels=tuple(others))
+        joined[item] = None
+    return list(joined)
+
+
 def _match(pattern: Path, *, dataset: str | None) -> list[Item]:
     """Matching files, and the images of matching folders; keys start where the pattern does."""
     fixed = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
@@ -189,7 +234,7 @@ def _match(pattern: Path, *, dataset: str | None) -> list[Item]:
     return [Item(path, name if key == "." else key, name) for path, key in keys.items()]
 
 
-def _read_table(path: Path, *, dataset: str) -> list[Item]:
+def _read_table(path: Path, *, dataset: str, columns: Sequence[Sequence[str]]) -> list[Item]:
     name = file_name(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -203,9 +248,14 @@ def _read_table(path: Path, *, dataset: str) -> list[Item]:
         rows = [_row(line, name=name, number=i) for i, line in enumerate(lines, 1)]
     if not rows:
         raise ImageError(f"{name}: a table without rows")
+    chosen = next((names for names in columns if all(one in rows[0] for one in names)), None)
+    if chosen is None:
+        wanted = " or ".join(", ".join(names) for names in columns)
+        there = ", ".join(column for column in rows[0] if column)
+        raise ImageError(f"{name}: no column {wanted}; there are {there}")
     first = 2 if path.suffix.lower() == ".csv" else 1
     return [
-        _item(row, folder=path.parent, dataset=dataset, where=f"{name}: line {number}")
+        _item(row, chosen, folder=path.parent, dataset=dataset, where=f"{name}: line {number}")
         for number, row in enumerate(rows, first)
     ]
 
@@ -220,10 +270,14 @@ def _row(line: str, *, name: str, number: int) -> Mapping[str, Any]:
     return row
 
 
-def _item(row: Mapping[str, Any], *, folder: Path, dataset: str, where: str) -> Item:
-    if not row.get("path"):
-        raise ImageError(f"{where} has no 'path'")
-    given = str(row["path"])
+def _item(
+    row: Mapping[str, Any], columns: Sequence[str], *, folder: Path, dataset: str, where: str
+) -> Item:
+    given = [str(row.get(column) or "").strip() for column in columns]
+    for column, file in zip(columns, given, strict=True):
+        if not file:
+            raise ImageError(f"{where} has no {column!r}")
+    path, *others = (folder / Path(file).expanduser() for file in given)
     spacing = row.get("spacing") or None
     if isinstance(spacing, str):
         spacing = spacing.split()
@@ -238,10 +292,11 @@ def _item(row: Mapping[str, Any], *, folder: Path, dataset: str, where: str) -> 
     if not 0 <= weight < float("inf"):
         raise ImageError(f"{where}: weight {weight} must be finite and not negative")
     return Item(
-        path=folder / Path(given).expanduser(),
-        key=str(row.get("key") or given),
+        path=path,
+        key=str(row.get("key") or given[0]),
         dataset=str(row.get("dataset") or dataset),
         modality=str(row["modality"]) if row.get("modality") else None,
         spacing=None if millimetres is None else (millimetres[0], millimetres[1], millimetres[2]),
         weight=weight,
+        other_channels=tuple(others),
     )

@@ -143,6 +143,27 @@ def check_geometry(image: Image, label: Image) -> None:
         raise differs("origin", mine.origin, other.origin)
 
 
+def read_channels(paths: Sequence[Path], *, spacing: Sequence[float] | None = None) -> Image:
+    """Read an image whose channels may lie in several files; its grid is that of the first.
+
+    Args:
+        paths: Files, or folders with one DICOM series, in the order of the channels.
+        spacing: Instead of what the files say; see ``read_image``.
+
+    Raises:
+        ImageError: If one cannot be used or lies on another grid; the message names it.
+    """
+    parts = [read_image(path, spacing=spacing) for path in paths]
+    for part in parts[1:]:
+        check_geometry(parts[0], part)
+    if len(parts) == 1:
+        return parts[0]
+    kind = np.result_type(*(part.array.dtype for part in parts))
+    return parts[0]._replace(
+        array=np.concatenate([part.array.astype(kind, copy=False) for part in parts])
+    )
+
+
 class CaseReader:
     """Reads cases; the arrays of npz tables are opened once."""
 
@@ -161,15 +182,7 @@ class CaseReader:
         """A case's image as read, the channels of several files together."""
         if case.row is not None:
             return self._row(case.images[0], *case.row)
-        parts = [read_image(path) for path in case.images]
-        for part in parts[1:]:
-            check_geometry(parts[0], part)
-        if len(parts) == 1:
-            return parts[0]
-        kind = np.result_type(*(part.array.dtype for part in parts))
-        return parts[0]._replace(
-            array=np.concatenate([part.array.astype(kind, copy=False) for part in parts])
-        )
+        return read_channels(case.images)
 
     def label(self, case: Case, image: Image) -> np.ndarray:
         """Voxel classes [D, H, W], uint8, on the grid of the case's image as read.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spadnet.data.image import Image
+from spadnet.data.image import Image, ImageError
 from spadnet.data.paste import paste_back
 from spadnet.data.task_images import Preparation, View, prepare_view
 from spadnet.evaluate.segmentation_scores import WindowRule, segment_view
@@ -28,6 +28,8 @@ class Predictor(NamedTuple):
         mean: Of the values in training.
         std: Of the values in training.
         watch: Warns of the first image that lies beyond the training.
+        num_files: Files of an image in training; their channels are those of the image.
+        image_columns: Columns of a table with these files, in order; none where they are not known.
     """
 
     model: nn.Module
@@ -39,6 +41,8 @@ class Predictor(NamedTuple):
     mean: Tensor | None
     std: Tensor | None
     watch: RangeWatch
+    num_files: int
+    image_columns: tuple[str, ...]
 
 
 def build_predictor(
@@ -87,6 +91,8 @@ def build_predictor(
             mean,
             std,
             RangeWatch(TrainedRange.of(training)),
+            int(task.get("num_files", 1)),
+            tuple(map(str, task.get("image_columns", ()))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"what it tells of its task is damaged: {error}") from error
@@ -136,6 +142,12 @@ def predict_target(predictor: Predictor, image: Image) -> list[float]:
 
 
 def _view(predictor: Predictor, image: Image) -> View:
+    channels = image.array.shape[0]
+    if channels < predictor.num_files:  # grey would be taken for colour
+        raise ImageError(
+            f"{image.source}: {channels} of {predictor.num_files} channels; in the training an "
+            f"image had {predictor.num_files} files"
+        )
     view = prepare_view(image, predictor.rule)
     predictor.watch.look_at(view.image, view.degree)
     return view

@@ -36,12 +36,16 @@ def output_files(items: Sequence[Item], folder: Path, *, ending: str) -> list[Pa
 
 
 def state_of(item: Item) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of an item's file, or of what is meant of its folder."""
+    """Name, size and time of change of an item's files, or of what is meant of its folder."""
     try:
         if item.files is not None:
             files = [item.path / name for name in item.files]
         else:
-            files = sorted(item.path.iterdir()) if item.path.is_dir() else [item.path]
+            files = [
+                file
+                for path in item.paths
+                for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+            ]
         return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     except OSError:
         return []

@@ -54,6 +54,8 @@ def test_classes_are_those_of_the_test_split(
     assert (
         "0 images predicted (6 were there already)" in predict(capsys, *arguments, "tta=false")[1]
     )
+    code, err = predict(capsys, f"in={tmp_path / 'none'}", *arguments[1:])
+    assert (code, "none: no such file or folder" in err.splitlines()[-1]) == (1, True)
     # Other facts make another model: all is predicted again.
     config = tmp_path / "run" / "best" / "config.json"
     facts = json.loads(config.read_text())
@@ -108,7 +110,7 @@ def test_mistakes_are_one_line(pictures: Path, tmp_path: Path, capsys: Capture) 
         ([*base, f"model={tmp_path / 'none'}"], 1, "no such folder"),
         ([*base, f"model={encoder}", "tta=[3]"], 2, "tta must be"),
         ([*base, f"model={encoder}", "overlap=1"], 2, "overlap must be"),
-        ([f"in={tmp_path / 'none'}", base[1], f"model={encoder}"], 1, "none"),
+        ([base[1], f"model={encoder}"], 2, "in=FILE is missing"),
         ([base[0], f"out={encoder / 'config.json'}", f"model={encoder}"], 2, "is a file"),
     ):
         found, err = predict(capsys, *arguments)

@@ -1,5 +1,6 @@
 """Folders, patterns and tables name the same images; what is wrong with a table is said."""
 
+import shutil
 from pathlib import Path
 
 import hostile_files
@@ -47,7 +48,7 @@ def test_table_tells_more(scans: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "file\na.png\n", "line 2 has no 'path'"),
+        ("t.csv", "file\na.png\n", "no column path; there are file"),
         ("t.csv", "path\n", "a table without rows"),
         ("t.csv", "path\na.png\na.png\n", "a.png is listed twice"),
         ("t.csv", "path,spacing\na.png,1 2\n", "spacing must have three values"),
@@ -105,3 +106,36 @@ def test_nothing_there_is_an_error(scans: Path) -> None:
         list_items(str(scans / "*.nii"))
     with pytest.raises(ImageError, match="no such file or folder"):
         list_items(str(scans / "absent"))
+
+
+def test_columns_of_a_table_are_the_channels_of_an_image(scans: Path) -> None:
+    (scans / "t.csv").write_text("first,second,path\na.png, c.png,x\nc.png,a.png,y\n")
+    choices = (("first", "third"), ("first", "second"), ("path",))
+    one, two = list_items(str(scans / "t.csv"), columns=choices)
+    assert (one.key, one.paths) == ("a.png", (scans / "a.png", scans / "c.png"))
+    assert (two.key, two.paths) == ("c.png", (scans / "c.png", scans / "a.png"))
+    assert [item.key for item in list_items(str(scans / "t.csv"))] == ["x", "y"]
+    with pytest.raises(ImageError, match=r"t\.csv: no column first, third; there are first, sec"):
+        list_items(str(scans / "t.csv"), columns=choices[:1])
+    (scans / "t.jsonl").write_text('{"first": "a.png", "second": "c.png"}\n{"first": "b.png"}\n')
+    with pytest.raises(ImageError, match="line 2 has no 'second'"):
+        list_items(str(scans / "t.jsonl"), columns=choices)
+
+
+def test_files_of_a_case_are_one_image(scans: Path) -> None:
+    for name in ("x_0000.png", "x_0001.png", "b/x_0001.png", "b/x_0002.png", "b/y_2019.png"):
+        shutil.copy(scans / "a.png", scans / name)
+    assert all(item.paths == (item.path,) for item in list_items(str(scans)))
+    found = {item.key: item.paths for item in list_items(str(scans), num_files=2)}
+    alone = ("a.png", "c.png", "b/d e.png", "b/x_0002.png", "b/y_2019.png")
+    joined = {
+        "x.png": (scans / "x_0000.png", scans / "x_0001.png"),
+        "b/x.png": (scans / "b/x_0000.png", scans / "b/x_0001.png"),  # whether it is there or not
+    }
+    assert found == {key: (scans / key,) for key in alone} | joined
+    for one in ("x_0001.png", "x_*.png"):
+        (item,) = list_items(str(scans / one), num_files=2)
+        assert (item.key, item.paths) == ("x.png", joined["x.png"])
+    shutil.copy(scans / "a.png", scans / "x.png")
+    with pytest.raises(ImageError, match=r"x\.png is listed twice"):
+        list_items(str(scans), num_files=2)

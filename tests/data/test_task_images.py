@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spadnet.data.image import ImageError
-from spadnet.data.task_images import CaseReader, Preparation, read_cases
+from spadnet.data.task_images import CaseReader, Preparation, read_cases, read_channels
 from spadnet.data.tasks import Case
 
 
@@ -79,6 +79,8 @@ def test_channels_of_several_files(pair: Any, tmp_path: Path) -> None:
     other = nifti(tmp_path / "c.nii.gz", blob(12, 14, 8))
     with pytest.raises(ImageError, match=r"c\.nii\.gz: its size .*a\.nii\.gz"):
         reader(in_chans=2).read(Case("odd", (*first.images, other), first.target, "train"))
+    told = read_channels(both.images, spacing=(4.0, 1.0, 1.0))
+    assert (told.array.shape[0], told.spacing.z, told.source) == (2, 4.0, str(both.images[0]))
 
 
 @pytest.mark.parametrize(
