@@ -20,11 +20,17 @@ from spadnet.cli.finetune_model import (
     recipe_optim,
     target_loss,
 )
-from spadnet.cli.finetune_scores import Judge, judge_maps, judge_targets
+from spadnet.cli.finetune_scores import (
+    PREDICTION_COLUMNS,
+    Judge,
+    judge_maps,
+    judge_targets,
+)
 from spadnet.data.identity import identity_of_task
 from spadnet.data.task_images import Preparation, TaskImage, check_maps
 from spadnet.data.task_steps import TaskSteps
 from spadnet.data.tasks import TaskData
+from spadnet.evaluate.prediction import COLUMNS, check_names
 from spadnet.evaluate.segmentation_scores import WindowRule
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.losses.scores import CHOOSING
@@ -86,8 +92,13 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
 
     Raises:
         UsageError: If settings do not fit each other or the task.
-        ValueError: If weights or images cannot be used; of images all are named.
+        ValueError: If weights or images cannot be used (of images all are named), or a class has a
+            name that tables of predictions need.
     """
+    try:
+        check_names(task.classes, kind=task.kind, columns=(*COLUMNS, *PREDICTION_COLUMNS))
+    except ValueError as error:
+        raise ValueError(f"{settings['data']['path']}: {error}") from error
     mode, optim = recipe_mode(settings), recipe_optim(settings)
     is_map = task.kind == "segmentation"
     model = build_segmentor(settings, task) if is_map else build_classifier(settings, task)

@@ -21,6 +21,9 @@ from spadnet.evaluate.segmentation_scores import CaseScore, WindowRule, mean_dic
 from spadnet.evaluate.task_scores import Predictions, predict_targets
 from spadnet.losses.targets import OutputKind
 
+PREDICTION_COLUMNS = ("case", "target")
+"""Columns of the test split's ``predictions.csv`` beside those that have the names of classes."""
+
 
 class Judge(NamedTuple):
     """Scores of a model.
@@ -113,8 +116,9 @@ def write_predictions(path: Path, found: Predictions, task: TaskData) -> None:
     """One row per case: its target, and the probability of each class or each value."""
     text = io.StringIO()
     writer = csv.writer(text)
-    targets = ["target"] if found.target.shape[1] == 1 else [f"target_{c}" for c in task.classes]
-    writer.writerow(["case", *targets, *task.classes])
+    case, target = PREDICTION_COLUMNS
+    targets = [target] if found.target.shape[1] == 1 else [f"{target}_{c}" for c in task.classes]
+    writer.writerow([case, *targets, *task.classes])
     for key, target, values in zip(found.keys, found.target, found.values, strict=True):
         writer.writerow([key, *(f"{v:g}" for v in target), *(f"{v:.6g}" for v in values)])
     write_atomic(path, text.getvalue().encode())

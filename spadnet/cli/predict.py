@@ -26,7 +26,13 @@ from spadnet.data.inputs import Item, is_table
 from spadnet.data.io import Image, ImageError, read_frames, write_like
 from spadnet.data.journal import Fault
 from spadnet.data.task_images import read_channels
-from spadnet.evaluate.prediction import Predictor, build_predictor, predict_mask, predict_target
+from spadnet.evaluate.prediction import (
+    Predictor,
+    build_predictor,
+    check_names,
+    predict_mask,
+    predict_target,
+)
 from spadnet.inference.work_list import (
     frame_file,
     frame_keys,
@@ -154,9 +160,11 @@ def _predictor(
             "spadnet finetune makes one that predicts"
         )
     try:
-        return build_predictor(
+        predictor = build_predictor(
             loaded.model, training, stride=loaded.contract.stride, flips=flips, overlap=overlap
         )
+        check_names(predictor.classes, kind=predictor.kind)
+        return predictor
     except ValueError as error:
         raise ValueError(f"{loaded.folder}: {error}") from error
 

@@ -14,6 +14,9 @@ from spadnet.evaluate.segmentation_scores import WindowRule, segment_view
 from spadnet.inference.trained_range import RangeWatch, TrainedRange
 from spadnet.losses.targets import OutputKind, to_prediction
 
+COLUMNS = ("key", "prediction", "signature")
+"""Columns of ``predictions.csv`` beside those that have the names of classes."""
+
 
 class Predictor(NamedTuple):
     """A fine-tuned model and what its folder tells of the task.
@@ -96,6 +99,24 @@ def build_predictor(
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"what it tells of its task is damaged: {error}") from error
+
+
+def check_names(names: Sequence[str], *, kind: str, columns: Sequence[str] = COLUMNS) -> None:
+    """Refuse names of classes, labels or values that would hide columns of ``predictions.csv``.
+
+    Args:
+        names: Of the task.
+        kind: What is predicted; of label maps any name will do.
+        columns: The other columns.
+
+    Raises:
+        ValueError: If one is taken.
+    """
+    if kind != "segmentation" and (taken := [name for name in names if name in columns]):
+        raise ValueError(
+            f"{taken[0]!r} names a column of predictions.csv and cannot name a class or value; "
+            "choose another name"
+        )
 
 
 @torch.no_grad()

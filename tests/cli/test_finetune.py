@@ -310,3 +310,14 @@ def test_all_unreadable_images_are_named(
     assert "one.png" in last
     assert "two.png" in last
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["key", "prediction", "signature", "case", "target"])
+def test_a_class_cannot_have_the_name_of_a_column(
+    finetune: Callable[..., int], folders: Path, capsys: Capture, name: str
+) -> None:
+    for split in ("train", "val", "test"):
+        (folders / split / "dark").rename(folders / split / name)
+    assert finetune(*CONV) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{folders}: {name!r} names a column of predictions.csv" in last

@@ -117,3 +117,16 @@ def test_mistakes_are_one_line(pictures: Path, tmp_path: Path, capsys: Capture) 
         assert found == code, arguments
         assert message in err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_class_that_hides_a_column_is_told(
+    finetune: Callable[..., int], folders: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert finetune(*CONV, "test=false") == 0
+    best = tmp_path / "run" / "best"
+    facts = json.loads((best / "config.json").read_text())
+    facts["training"]["task"]["classes"][0] = "signature"  # as no fine-tuning writes it
+    (best / "config.json").write_text(json.dumps(facts))
+    code, err = predict(capsys, f"in={folders}", f"out={tmp_path / 'out'}", f"model={best}")
+    assert code == 1
+    assert f"{best}: 'signature' names a column" in err.splitlines()[-1]
