@@ -216,7 +216,9 @@ class _Study:
         if trained.window is not None:
             rows = [
                 dice_of(
-                    segment_view(trained.model, case.image, case.degree, trained.window),
+                    segment_view(
+                        trained.model, case.image, case.degree, trained.window, axis=case.axis
+                    ),
                     case.target,
                     len(task.classes),
                 )

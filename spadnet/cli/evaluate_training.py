@@ -12,7 +12,7 @@ from torch import nn
 
 from spadnet.cli.evaluate_tasks import Subject, finetune_config
 from spadnet.cli.finetune import with_length
-from spadnet.cli.finetune_data import build_steps, preparation, read_split
+from spadnet.cli.finetune_data import build_steps, preparation, read_split, window_of
 from spadnet.cli.finetune_job import without_deep_supervision
 from spadnet.cli.finetune_model import (
     Statistics,
@@ -150,9 +150,7 @@ def train_best(
     )
     window, statistics, loss = None, Statistics(), cast(nn.Module, None)
     if is_map:
-        assert steps.crop is not None
-        rules = settings["validate"]
-        window = WindowRule(steps.crop, stride, rules["overlap"], tuple(rules["flips"]))
+        window = window_of(settings, model, steps)
         loss = SegmentationLoss(num_classes=len(task.classes))
     else:
         loss, statistics = target_loss(settings, task, train)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from torch import nn
+
 from spadnet.cli.training import call
 from spadnet.cli.usage import UsageError
 from spadnet.data.augment import IntensityAugment
@@ -14,6 +16,7 @@ from spadnet.data.task_images import CaseReader, Preparation, TaskImage, read_ca
 from spadnet.data.task_steps import TaskAugment, TaskSteps
 from spadnet.data.tasks import Split, TaskData, check_task, hold_out, known_kind, subsample
 from spadnet.data.warp import WarpRange
+from spadnet.evaluate.segmentation_scores import WindowRule, window_rule
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.spacing import MAX_DEGREE
 
@@ -169,6 +172,23 @@ def build_steps(
         crop=_numbers(section, "crop", 3, low=1, whole=True) if is_map else None,
         stride=stride,
         augment=augment,
+    )
+
+
+def window_of(settings: Mapping[str, Any], model: nn.Module, steps: TaskSteps) -> WindowRule:
+    """How the network of a segmentation is run over volumes."""
+    assert steps.crop is not None
+    rules = settings["validate"]
+    thins = steps.augment.thick_prob > 0
+    if thins and any(0 < case.degree < MAX_DEGREE for case in steps.images):
+        thins = False  # slices that are thick already have labels as thick
+    return window_rule(
+        model,
+        steps.crop,
+        stride=steps.stride,
+        overlap=rules["overlap"],
+        flips=rules["flips"],
+        thick_slices=thins,
     )
 
 

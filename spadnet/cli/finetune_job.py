@@ -9,7 +9,13 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from torch import nn
 
-from spadnet.cli.finetune_data import build_steps, preparation, read_splits, seen_in
+from spadnet.cli.finetune_data import (
+    build_steps,
+    preparation,
+    read_splits,
+    seen_in,
+    window_of,
+)
 from spadnet.cli.finetune_model import (
     Statistics,
     build_classifier,
@@ -28,10 +34,9 @@ from spadnet.cli.finetune_scores import (
 )
 from spadnet.data.identity import identity_of_task
 from spadnet.data.task_images import Preparation, TaskImage, check_maps
-from spadnet.data.task_steps import TaskSteps
 from spadnet.data.tasks import TaskData
 from spadnet.evaluate.prediction import COLUMNS, check_names
-from spadnet.evaluate.segmentation_scores import WindowRule
+from spadnet.evaluate.segmentation_scores import WINDOW_WAYS, WindowRule
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.losses.scores import CHOOSING
 from spadnet.losses.segmentation import SegmentationLoss
@@ -63,6 +68,7 @@ class Job(NamedTuple):
         judge: Scores models on the validation and test splits.
         seen: Spacings and degrees of the training.
         identity: What is trained on, for the run folder.
+        window: How the network is run over volumes; None but for label maps.
     """
 
     module: FinetuneTask
@@ -73,6 +79,7 @@ class Job(NamedTuple):
     judge: Judge
     seen: TrainedRange
     identity: dict[str, Any]
+    window: WindowRule | None
 
 
 class _Goal(NamedTuple):
@@ -121,9 +128,10 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
         stride=stride,
         mixup=check_mixup(settings, task),
     )
+    window = window_of(settings, model, steps) if is_map else None
     goal = (
-        _map_goal(settings, task, rule, steps, val)
-        if is_map
+        _map_goal(settings, task, rule, window, val)
+        if window is not None
         else _target_goal(settings, task, rule, train, val)
     )
     module = FinetuneTask(
@@ -140,7 +148,7 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
     )
     identity = identity_of_task(task, [*train, *val])
     seen = seen_in(settings["data"], train)
-    return Job(module, data, task, rule, goal.statistics, goal.judge, seen, identity)
+    return Job(module, data, task, rule, goal.statistics, goal.judge, seen, identity, window)
 
 
 def keep_best(job: Job, settings: Mapping[str, Any], save: Save) -> KeepBest:
@@ -158,16 +166,9 @@ def _map_goal(
     settings: Mapping[str, Any],
     task: TaskData,
     rule: Preparation,
-    steps: TaskSteps,
+    window: WindowRule,
     val: list[TaskImage],
 ) -> _Goal:
-    assert steps.crop is not None
-    window = WindowRule(
-        steps.crop,
-        steps.stride,
-        overlap=settings["validate"]["overlap"],
-        flips=tuple(settings["validate"]["flips"]),
-    )
     loss = SegmentationLoss(num_classes=len(task.classes))
     return _Goal(loss, judge_maps(settings, task, rule, window, val), Statistics())
 
@@ -234,6 +235,7 @@ def facts_of(
             "flips": list(settings["validate"]["flips"]),
             "crop": settings["data"]["crop"] if task.kind == "segmentation" else None,
             "overlap": settings["validate"]["overlap"],
+            **{way: getattr(job.window, way) for way in WINDOW_WAYS if job.window is not None},
             "value_mean": None if mean is None else mean.tolist(),
             "value_std": None if std is None else std.tolist(),
         },

@@ -186,6 +186,16 @@ def orient(
     )
 
 
+def body_axis(image: Image) -> int:
+    """Axis of the body that an image's z lies along: 0 head to feet, 1 front to back, 2 left.
+
+    As :func:`spadnet.data.warp.turn_to_z` counts them; 0 for a single slice.
+    """
+    if image.spacing.is_planar:
+        return 0
+    return 2 - int(np.argmax(np.abs(image.direction[0])))
+
+
 def first_voxel(axes: Axes) -> Vector:
     """World position (L, P, S) in mm of the first voxel of an image as ``orient`` gives it."""
     grid = axes.grid

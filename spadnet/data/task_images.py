@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spadnet.data.image import Image, ImageError, file_name, orient, plain_grid
+from spadnet.data.image import Image, ImageError, body_axis, file_name, orient, plain_grid
 from spadnet.data.io import read_image
 from spadnet.data.preprocess import Window, bound_in_plane, cut_to_body, resize, scale, to_channels
 from spadnet.data.tasks import Case, warn_of_absent
@@ -69,6 +69,7 @@ class TaskImage(NamedTuple):
         target: Class, labels or values, float32 [N]; or classes of voxels, uint8 [D, H, W].
         degree: Anisotropy.
         spacing: Of the prepared image, in mm.
+        axis: Of the body that z lies along: 0 for its z, 1 for y, 2 for x.
     """
 
     key: str
@@ -76,6 +77,7 @@ class TaskImage(NamedTuple):
     target: Tensor
     degree: int
     spacing: Spacing
+    axis: int = 0
 
 
 def prepare_view(image: Image, rule: Preparation) -> View:
@@ -218,7 +220,8 @@ class CaseReader:
         else:
             target = torch.tensor(case.target)
         pixels = torch.from_numpy(prepared.array).half()
-        return TaskImage(case.key, pixels, target, view.degree, prepared.spacing)
+        axis = body_axis(prepared)
+        return TaskImage(case.key, pixels, target, view.degree, prepared.spacing, axis)
 
     def _row(self, path: Path, array: str, index: int) -> Image:
         table = self._tables.get((path, array))

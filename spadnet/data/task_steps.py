@@ -47,6 +47,7 @@ class LabelledBatch(NamedTuple):
         keys: Names of the cases.
         intensity: Intensity augmentation that is still to be done; None where there is none.
         mixture: What other images of the batch were mixed in; None where there are none.
+        axis: Of the body that z lies along: 0 for its z, 1 for y, 2 for x.
     """
 
     image: Tensor
@@ -56,6 +57,15 @@ class LabelledBatch(NamedTuple):
     keys: list[str]
     intensity: IntensityDraw | None = None
     mixture: Mixture | None = None
+    axis: int = 0
+
+    @property
+    def out_degree(self) -> int | None:
+        """Degree of the label maps where their slices are thinner than the images'."""
+        if self.target.ndim != self.image.ndim - 1:
+            return None
+        thinner = self.target.shape[1] // self.image.shape[2]
+        return None if thinner == 1 else self.degree - (thinner.bit_length() - 1)
 
     def augmented(self) -> "LabelledBatch":
         """Do the intensity augmentation where the image is now: on the device."""
@@ -135,13 +145,13 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
         drawn = {}
         for place, index in enumerate(self.indices(step)):
             rng = np.random.default_rng((self.seed, 1, step, place))
-            image, target, degree, spacing = self._draw(self.images[index], rng)
+            image, target, degree, spacing, axis = self._draw(self.images[index], rng)
             drawn[place] = image, target, spacing
-            groups[degree, *image.shape, *target.shape].append((place, index))
+            groups[degree, axis, *image.shape, *target.shape].append((place, index))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % (1 << 63))
         rng = np.random.default_rng((self.seed, 2, step))
         batches = []
-        for (degree, *_), members in sorted(groups.items()):
+        for (degree, axis, *_), members in sorted(groups.items()):
             for first in range(0, len(members), self.micro_batch):
                 part = members[first : first + self.micro_batch]
                 change = self.augment.intensity
@@ -154,6 +164,7 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
                     None
                     if change is None
                     else draw_intensity(len(part), generator=generator, augment=change),
+                    axis=axis,
                 )
                 batches.append(mix(batch, rng, self.augment.mixup) if self.augment.mixup else batch)
         return batches
@@ -170,12 +181,12 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
 
     def _draw(
         self, case: TaskImage, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, int, Spacing]:
+    ) -> tuple[Tensor, Tensor, int, Spacing, int]:
         is_map = case.target.ndim == 3
         label = case.target if is_map else None
         image, degree, spacing = case.image, case.degree, case.spacing
-        slab, axis = 1, 0
-        if degree == 0 and rng.random() < self.augment.thick_prob:
+        slab, axis = 1, case.axis
+        if degree == 0 and axis == 0 and rng.random() < self.augment.thick_prob:
             slab = 2 ** int(rng.integers(1, 3))
             axis = int(rng.integers(3))
             image, label, spacing = turn_to_z(image, label, spacing, axis=axis)
@@ -195,9 +206,9 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
             image = average_slices(image, slab=slab)
         thick = spacing._replace(z=slab * spacing.z)
         if label is None:
-            return image, case.target, degree, thick
+            return image, case.target, degree, thick, axis
         label = sample(label[None], size, centre, warp, spacing, nearest=True, border=True)[0]
-        return image, label, degree, thick
+        return image, label, degree, thick, axis
 
     def size(self, degree: int) -> tuple[int, int, int]:
         """Voxels of a crop of some degree."""

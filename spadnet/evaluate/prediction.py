@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spadnet.data.image import Image, ImageError
+from spadnet.data.image import Image, ImageError, body_axis
 from spadnet.data.paste import paste_back
 from spadnet.data.task_images import Preparation, View, prepare_view
-from spadnet.evaluate.segmentation_scores import WindowRule, segment_view
+from spadnet.evaluate.segmentation_scores import WINDOW_WAYS, WindowRule, segment_view
 from spadnet.inference.trained_range import RangeWatch, TrainedRange
 from spadnet.losses.targets import OutputKind, to_prediction
 
@@ -79,7 +79,8 @@ def build_predictor(
         if task["kind"] == "segmentation":
             depth, height, width = task["crop"]
             share = float(task["overlap"] if overlap is None else overlap)
-            window = WindowRule((depth, height, width), stride, overlap=share, flips=axes)
+            ways = {name: bool(task.get(name, False)) for name in WINDOW_WAYS}
+            window = WindowRule((depth, height, width), stride, share, axes, **ways)
         mean, std = (
             None if task[name] is None else torch.tensor(task[name])
             for name in ("value_mean", "value_std")
@@ -133,7 +134,8 @@ def predict_mask(predictor: Predictor, image: Image) -> np.ndarray:
     assert predictor.window is not None
     view = _view(predictor, image)
     volume = torch.from_numpy(view.image.array)
-    mask = segment_view(predictor.model, volume, view.degree, predictor.window)
+    axis = body_axis(view.image)
+    mask = segment_view(predictor.model, volume, view.degree, predictor.window, axis=axis)
     return paste_back(mask.numpy(), view.image, interpolation="nearest")
 
 

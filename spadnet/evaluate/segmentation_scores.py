@@ -2,22 +2,27 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from monai.networks.utils import one_hot
 from monai.utils import optional_import
 from torch import Tensor, nn
 
-from spadnet.data.image import Image
+from spadnet.data.image import Image, body_axis
 from spadnet.data.paste import paste_back
 from spadnet.data.task_images import CaseReader, TaskImage, prepare_view
 from spadnet.data.tasks import Case
+from spadnet.data.warp import turned_axes
 from spadnet.inference.sliding_window import Predict, segment, stitch, with_flips
+from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
+from spadnet.models.turned import run_along
 from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride, required_multiple
 
 logger = logging.getLogger(__name__)
@@ -32,12 +37,56 @@ class WindowRule(NamedTuple):
         stride: In-plane stride of the network; sizes are padded to its multiples.
         overlap: Share of a window that its neighbour covers too.
         flips: Axes (0 z, 1 y, 2 x) whose flips are averaged.
+        follows_body: Whether the network was trained with its kernels, and flips, turned with the
+            body where slices lie along another axis.
+        thin_logits: Whether it was trained to decode thick slices on thin ones. Their
+            probabilities are averaged over each thick slice.
+        centred: Whether images smaller than a window lie in its middle, as in training: for a
+            network that knows positions.
     """
 
     crop: tuple[int, int, int]
     stride: int
     overlap: float = 0.5
     flips: tuple[int, ...] = ()
+    follows_body: bool = False
+    thin_logits: bool = False
+    centred: bool = False
+
+
+WINDOW_WAYS = ("follows_body", "thin_logits", "centred")
+"""Fields of a window rule that come from a training; a model's folder keeps them."""
+
+
+def window_rule(
+    model: nn.Module,
+    crop: tuple[int, int, int],
+    *,
+    stride: int,
+    overlap: float,
+    flips: Sequence[int],
+    thick_slices: bool,
+) -> WindowRule:
+    """How a network in training is run over volumes.
+
+    Args:
+        model: In training.
+        crop: Of the training.
+        stride: In-plane stride of the network.
+        overlap: Share of a window that its neighbour covers too.
+        flips: Axes whose flips are averaged.
+        thick_slices: Whether the training has thick slices that are averages of thin ones, and no
+            others.
+    """
+    return WindowRule(
+        crop,
+        stride,
+        overlap,
+        tuple(flips),
+        follows_body=True,
+        thin_logits=thick_slices and isinstance(model, SpadUNet),
+        centred=isinstance(model, VitSegmentor),
+    )
 
 
 class CaseScore(NamedTuple):
@@ -58,7 +107,9 @@ class CaseScore(NamedTuple):
     hd95: float
 
 
-def segment_view(model: nn.Module, image: Tensor, degree: int, rule: WindowRule) -> Tensor:
+def segment_view(
+    model: nn.Module, image: Tensor, degree: int, rule: WindowRule, *, axis: int = 0
+) -> Tensor:
     """Most probable class of each voxel, uint8 [D, H, W].
 
     Args:
@@ -66,11 +117,40 @@ def segment_view(model: nn.Module, image: Tensor, degree: int, rule: WindowRule)
         image: Prepared, [C, D, H, W].
         degree: Anisotropy.
         rule: How.
+        axis: Of the body that z lies along: 0 for its z, 1 for y, 2 for x.
     """
-    return segment(image.float(), predictor(model, degree, rule), **_options(degree, rule))
+    options, run = _options(degree, rule), predictor(model, degree, rule, axis=axis)
+    if not rule.centred:
+        return segment(image.float(), run, **options)
+    placed, inside = _place(image.float(), options)
+    return segment(placed, run, **options)[inside]
 
 
-def class_probabilities(model: nn.Module, image: Tensor, degree: int, rule: WindowRule) -> Tensor:
+def segment_thin(
+    model: nn.Module, image: Tensor, degree: int, rule: WindowRule, *, axis: int = 0
+) -> Tensor:
+    """Most probable class on slices as thin as pixels are wide, uint8 [D * 2**degree, H, W].
+
+    Args:
+        model: In evaluation mode, trained to decode thin slices (``rule.thin_logits``).
+        image: Prepared, [C, D, H, W].
+        degree: Anisotropy.
+        rule: How.
+        axis: Of the body that z lies along.
+    """
+    count = 2**degree
+    whole = predictor(model, degree, rule, axis=axis, thin=True)
+
+    def predict(x: Tensor) -> Tensor:
+        return whole(x[:, :, ::count])  # windows start at multiples of the stride
+
+    thin = image.float().repeat_interleave(count, dim=1)
+    return segment(thin, predict, **_options(0, rule))
+
+
+def class_probabilities(
+    model: nn.Module, image: Tensor, degree: int, rule: WindowRule, *, axis: int = 0
+) -> Tensor:
     """Probability of each class, float32 [K, D, H, W]; for small images, as it holds all of them.
 
     Args:
@@ -78,29 +158,42 @@ def class_probabilities(model: nn.Module, image: Tensor, degree: int, rule: Wind
         image: Prepared, [C, D, H, W].
         degree: Anisotropy.
         rule: How.
+        axis: Of the body that z lies along.
     """
-    return stitch(image.float(), predictor(model, degree, rule), **_options(degree, rule))
+    run = predictor(model, degree, rule, axis=axis)
+    return stitch(image.float(), run, **_options(degree, rule))
 
 
-def predictor(model: nn.Module, degree: int, rule: WindowRule) -> Predict:
+def predictor(
+    model: nn.Module, degree: int, rule: WindowRule, *, axis: int = 0, thin: bool = False
+) -> Predict:
     """What gives class probabilities of windows, averaged over flips.
 
     Args:
         model: Of its levels the first counts.
         degree: Anisotropy.
         rule: How.
+        axis: Of the body that z lies along.
+        thin: Whether to give the probabilities of thin slices instead of their average.
     """
     device = next(model.parameters()).device
     channels = int(cast(Any, getattr(model, "vit", model)).in_chans)
+    along = axis if rule.follows_body else 0
+    out_degree = 0 if rule.thin_logits and 0 < degree < MAX_DEGREE else None
 
     def predict(x: Tensor) -> Tensor:
-        logits = model(x.to(device).expand(-1, channels, -1, -1, -1), degree)
+        x = x.to(device).expand(-1, channels, -1, -1, -1)
+        logits = run_along(model, x, degree, axis=along, out_degree=out_degree)
         finest = logits if isinstance(logits, Tensor) else logits[0]
-        return finest.float().softmax(1).cpu()
+        found = finest.float().softmax(1).cpu()
+        is_finer = found.shape[2] > x.shape[2] and not thin
+        return found.unflatten(2, (x.shape[2], -1)).mean(3) if is_finer else found
 
     if not rule.flips:
         return predict
-    return with_flips(predict, [axis for axis in rule.flips if axis or degree < MAX_DEGREE])
+    order = turned_axes(axis)
+    flips = [order.index(flip) for flip in rule.flips]
+    return with_flips(predict, [flip for flip in flips if flip or degree < MAX_DEGREE])
 
 
 def _options(degree: int, rule: WindowRule) -> dict[str, Any]:
@@ -111,6 +204,19 @@ def _options(degree: int, rule: WindowRule) -> dict[str, Any]:
         "multiple": required_multiple(degree, stride=rule.stride),
         "overlap": rule.overlap,
     }
+
+
+def _place(image: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, tuple[slice, ...]]:
+    """Repeat an image's borders until it fills a window, and tell where in that it lies."""
+    sizes = image.shape[1:]
+    pads: list[int] = []
+    inside: list[slice] = []
+    for have, window, step in zip(sizes, options["window"], options["multiple"], strict=True):
+        missing = max(-(-window // step) * step - have, 0)
+        before = (missing + 1) // 2  # as crops of a training are placed
+        pads = [before, missing - before, *pads]
+        inside.append(slice(before, before + have))
+    return F.pad(image[None], pads, mode="replicate")[0], tuple(inside)
 
 
 @torch.no_grad()
@@ -126,7 +232,11 @@ def mean_dice(
         classes: Names by voxel value.
     """
     rows = [
-        dice_of(segment_view(model, case.image, case.degree, rule), case.target, len(classes))
+        dice_of(
+            segment_view(model, case.image, case.degree, rule, axis=case.axis),
+            case.target,
+            len(classes),
+        )
         for case in images
     ]
     each = np.mean(np.array(rows), axis=0)
@@ -183,7 +293,8 @@ def segment_cases(
         image = reader.image(case)
         label = torch.from_numpy(reader.label(case, image))
         view = prepare_view(image, reader.rule)
-        mask = segment_view(model, torch.from_numpy(view.image.array), view.degree, rule)
+        volume, axis = torch.from_numpy(view.image.array), body_axis(view.image)
+        mask = segment_view(model, volume, view.degree, rule, axis=axis)
         own = paste_back(mask.numpy(), view.image, interpolation="nearest")
         found = torch.from_numpy(np.ascontiguousarray(own))
         dice = dice_of(found, label, len(classes))

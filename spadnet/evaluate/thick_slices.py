@@ -17,6 +17,7 @@ from spadnet.evaluate.segmentation_scores import (
     WindowRule,
     class_probabilities,
     dice_of,
+    segment_thin,
     segment_view,
 )
 from spadnet.losses.segmentation import finer_slices
@@ -109,10 +110,11 @@ def thick_dice(
         mask = segment_view(model, case.image, case.degree, rule)
         return dice_of(mask, case.target, num_classes)
     thick, spacing = thick_from_thin(case.image, case.spacing, axis=axis, slab=slab)
-    if way == "degree":
-        order = turned_axes(axis)
-        turned = rule._replace(flips=tuple(order.index(flip) for flip in rule.flips))
-        found = class_probabilities(model, thick, spacing.degree(), turned)
+    if way == "degree" and rule.thin_logits:
+        mask = segment_thin(model, thick, spacing.degree(), rule, axis=axis)
+        mask = turned_back(mask, axis=axis, size=size)
+    elif way == "degree":
+        found = class_probabilities(model, thick, spacing.degree(), rule, axis=axis)
         logits = found.clamp_min(_LEAST).log()[None]
         mask = finer_slices(logits, slab * thick.shape[1])[0].argmax(0).to(torch.uint8)
         mask = turned_back(mask, axis=axis, size=size)

@@ -106,12 +106,23 @@ class UNetDecoder(nn.Module):
         self.heads = nn.ModuleList(_head(width, num_classes) for width in features[:-1])
         self.grad_checkpointing = False
 
-    def forward_features(self, maps: Sequence[Tensor], degree: int) -> list[Tensor]:
-        """Return the decoder's maps from fine to coarse, given the encoder's."""
-        x, decoded = maps[-1], []
+    def forward_features(
+        self, maps: Sequence[Tensor], degree: int, out_degree: int | None = None
+    ) -> list[Tensor]:
+        """Return the decoder's maps from fine to coarse, given the encoder's.
+
+        Args:
+            maps: Of the encoder, the finest first.
+            degree: Of the encoder's input.
+            out_degree: Of what is decoded; the encoder's slices are repeated where it is less.
+        """
+        target = degree if out_degree is None else out_degree
+        x = _repeat_slices(maps[-1], degree, target, level=len(self.stages))
+        decoded = []
         for level in reversed(range(len(self.stages))):
-            own = max(degree - level, 0)
-            x = torch.cat((self.ups[level](x, own), maps[level]), dim=1)
+            own = max(target - level, 0)
+            skip = _repeat_slices(maps[level], degree, target, level=level)
+            x = torch.cat((self.ups[level](x, own), skip), dim=1)
             x = run_layer(
                 self.stages[level], x, own, again=self.grad_checkpointing and self.training
             )
@@ -127,6 +138,12 @@ class UNetDecoder(nn.Module):
     def forward(self, maps: Sequence[Tensor], degree: int) -> Tensor | list[Tensor]:
         """Turn the encoder's maps into logits."""
         return self.forward_head(self.forward_features(maps, degree))
+
+
+def _repeat_slices(x: Tensor, degree: int, out_degree: int, *, level: int) -> Tensor:
+    """Repeat the slices of an encoder's map until they are as thick as the decoder's."""
+    halvings = max(degree - level, 0) - max(out_degree - level, 0)
+    return x.repeat_interleave(2**halvings, dim=2) if halvings else x
 
 
 def _head(width: int, num_classes: int) -> nn.Conv3d:
@@ -203,13 +220,18 @@ class SpadUNet(nn.Module):
             "deep_supervision": self.decoder.deep_supervision,
         }
 
-    def forward_features(self, x: Tensor, degree: int) -> list[Tensor]:
+    def forward_features(
+        self, x: Tensor, degree: int, out_degree: int | None = None
+    ) -> list[Tensor]:
         """Return the decoder's maps, the finest first.
 
         Args:
             x: Volumes in [0, 1], [B, C_in, D, H, W].
             degree: Degree of anisotropy.
+            out_degree: That of the maps, see :meth:`forward`.
         """
+        if out_degree is not None and not 0 <= out_degree <= degree:
+            raise ValueError(f"out_degree must be 0 to the degree {degree}, got {out_degree}")
         if x.ndim != 5 or x.shape[1] != self.in_chans:
             raise ValueError(
                 f"the model takes [B, {self.in_chans}, D, H, W] or [B, {self.in_chans}, H, W], "
@@ -221,14 +243,16 @@ class SpadUNet(nn.Module):
                 f"size {tuple(x.shape[2:])} is not a multiple of {steps}, which degree {degree} "
                 "requires"
             )
-        return self.decoder.forward_features(self.encoder(x, degree), degree)
+        return self.decoder.forward_features(self.encoder(x, degree), degree, out_degree)
 
     def forward_head(self, decoded: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Turn the decoder's maps into logits."""
         return self.decoder.forward_head(decoded)
 
-    def forward(self, x: Tensor, degree: int | None = None) -> Tensor | list[Tensor]:
-        """Return logits [B, num_classes, D, H, W].
+    def forward(
+        self, x: Tensor, degree: int | None = None, *, out_degree: int | None = None
+    ) -> Tensor | list[Tensor]:
+        """Return logits [B, num_classes, D * 2**(degree - out_degree), H, W].
 
         Under deep supervision, a list of them: the finest level first, each further one half as
         large in-plane. A batch of 2D images [B, C_in, H, W] needs no degree and gives 2D logits.
@@ -236,6 +260,8 @@ class SpadUNet(nn.Module):
         Args:
             x: Volumes in [0, 1], sizes multiples of ``required_multiple(degree, stride=stride)``.
             degree: Degree of anisotropy.
+            out_degree: Degree of the logits, by default that of the volumes; less decodes them on
+                thinner slices, 0 on such as pixels are wide.
         """
         if x.ndim == 4:
             planar = len(self.features)  # no level sees more than the one slice
@@ -243,7 +269,7 @@ class SpadUNet(nn.Module):
             return [y.squeeze(2) for y in logits] if isinstance(logits, list) else logits.squeeze(2)
         if degree is None:
             raise ValueError("a volume needs a degree: Spacing(z, y, x).degree()")
-        return self.forward_head(self.forward_features(x, degree))
+        return self.forward_head(self.forward_features(x, degree, out_degree))
 
     # --- timm's manners ---
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spadnet.data.task_steps import LabelledBatch
+from spadnet.models.turned import run_along
 from spadnet.train.objectives import match_channels
 from spadnet.train.optim import OptimSettings
 from spadnet.train.step_task import StepTask
@@ -59,7 +60,13 @@ class FinetuneTask(StepTask):
         total = sum(micro.image.shape[0] for micro in batch)
         mean: Tensor | float = 0.0
         for micro in batch:
-            output = self.model(match_channels(micro.image, _channels(self.model)), micro.degree)
+            output = run_along(
+                self.model,
+                match_channels(micro.image, _channels(self.model)),
+                micro.degree,
+                axis=micro.axis,
+                out_degree=micro.out_degree,
+            )
             share = self.mixed_loss(output, micro) * (micro.image.shape[0] / total)
             mean = mean + self.push(share, share)
         return {"train/loss": mean}
