@@ -151,7 +151,11 @@ def test_thick_and_thin_volumes_are_segmented_on_their_own_grids(
         assert mask.shape == image.shape
         np.testing.assert_allclose(mask.affine, image.affine)
     loaded = load_checkpoint(run / "best")
-    assert loaded.config["training"]["task"]["crop"] == [16, 32, 32]
+    facts = loaded.config["training"]["task"]
+    assert facts["crop"] == [16, 32, 32]
+    assert facts["follows_body"]
+    assert not facts["thin_logits"]  # labels are as thick as slices
+    assert facts["centred"] == (model == "spad_vit_tiny")
     assert TrainedRange.of(loaded.config["training"]) == TrainedRange((1, 1), (0, 2))
     with torch.no_grad():
         assert loaded.model(torch.rand(1, 1, 32, 32, 32), 0).shape == (1, 2, 32, 32, 32)

@@ -67,6 +67,23 @@ def test_thin_cases_also_come_with_thick_slices() -> None:
     assert degrees[2].image.shape[2:] == (8, 32, 32)
     assert degrees[2].spacing[0].tolist() == [4.0, 1.0, 1.0]
     assert degrees[2].target.shape[1:] == (32, 32, 32)  # labels stay fine
+    assert {degree: batch.out_degree for degree, batch in degrees.items()} == {0: None, 1: 0, 2: 0}
+
+
+def test_batches_tell_the_axis_of_the_body_that_slices_lie_along() -> None:
+    """Averaged along any axis, and of files whose slices lie along another one."""
+    volume = torch.linspace(0, 1, 32).view(1, 1, 32, 1).expand(1, 32, 32, 32).half()
+    thin = TaskImage("thin", volume, (volume[0] > 0.5).byte(), 0, Spacing(1, 1, 1))
+    side = case("side", 2, 8, 32, 32, is_map=True)._replace(axis=2)
+    augment = PLAIN._replace(thick_prob=1.0)
+    steps = TaskSteps([thin, side], batch_size=2, crop=(32, 32, 32), augment=augment)
+    batches = [batch for step in range(8) for batch in steps[step]]
+    assert {batch.axis for batch in batches if "side" in batch.keys} == {2}
+    seen = {batch.axis: batch.image[0, 0] for batch in batches if batch.keys == ["thin"]}
+    assert set(seen) == {0, 1, 2}
+    for axis, image in seen.items():  # bright towards the body's larger y, wherever it went
+        ramp = image.diff(dim={0: 1, 1: 0, 2: 2}[axis]).mean()
+        assert ramp.abs() > 0.02
 
 
 def test_thick_slices_come_as_those_of_cases_that_are_so_thick() -> None:

@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spadnet.evaluate.prediction import build_predictor
 from spadnet.evaluate.segmentation_scores import (
+    WINDOW_WAYS,
     WindowRule,
     dice_of,
+    segment_thin,
     segment_view,
     surface_scores,
+    window_rule,
 )
+from spadnet.models.spad_unet import SpadUNet
+from spadnet.models.turned import run_along
 from spadnet.spacing import Spacing
 
 
@@ -54,6 +60,51 @@ class Threshold(nn.Module):
         return [torch.cat([0.5 - x, x - 0.5], 1)]
 
 
+class FirstHalf(nn.Module):
+    """Class 1 in the first half of what it is given along z; knows positions."""
+
+    in_chans = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor, degree: int) -> Tensor:
+        self.seen.append(tuple(x.shape[2:]))
+        ramp = torch.linspace(1, -1, x.shape[2]).view(-1, 1, 1) + 0 * x
+        return torch.cat([-ramp, ramp], 1)
+
+
+def test_networks_that_know_positions_see_small_images_as_in_training() -> None:
+    model = FirstHalf()
+    rule = WindowRule((16, 16, 16), 8)
+    image = torch.rand(1, 7, 16, 20)
+    assert segment_view(model, image, 0, rule)[:, 0, 0].tolist() == [1] * 4 + [0] * 3
+    assert model.seen[0] == (8, 16, 16)
+    model.seen.clear()
+    found = segment_view(model, image, 0, rule._replace(centred=True))
+    assert found.shape == (7, 16, 20)
+    assert found[:, 0, 0].tolist() == [1] * 3 + [0] * 4  # 5 slices before, 4 behind
+    assert set(model.seen) == {(16, 16, 16)}
+
+
+@torch.no_grad()
+def test_thick_masks_are_the_average_of_thin_ones() -> None:
+    torch.manual_seed(0)
+    unet = SpadUNet(in_chans=1, num_classes=2, features=(4, 8)).eval()
+    image = torch.rand(1, 4, 16, 16)
+    rule = WindowRule((16, 16, 16), unet.stride, thin_logits=True, follows_body=True)
+    chances = unet(image[None], 2, out_degree=0)[0].softmax(0)
+    assert torch.equal(segment_thin(unet, image, 2, rule), chances.argmax(0).to(torch.uint8))
+    thick = chances.unflatten(1, (4, 4)).mean(2)
+    assert torch.equal(segment_view(unet, image, 2, rule), thick.argmax(0).to(torch.uint8))
+    turned = run_along(unet, image[None], 2, axis=1, out_degree=0)[0].argmax(0)
+    found = segment_thin(unet, image, 2, rule, axis=1)
+    assert torch.equal(found, turned.to(torch.uint8))
+    assert not torch.equal(found, segment_thin(unet, image, 2, rule))
+
+
 @pytest.mark.parametrize(("degree", "depth"), [(0, 16), (2, 4), (5, 1)])
 def test_windows_follow_the_degree(degree: int, depth: int) -> None:
     model = Threshold()
@@ -62,3 +113,28 @@ def test_windows_follow_the_degree(degree: int, depth: int) -> None:
     mask = segment_view(model, image, degree, rule)
     assert torch.equal(mask, (image[0] > 0.5).to(torch.uint8))
     assert set(model.seen) == {(degree, depth, 32, 32)}
+
+
+def test_only_a_unet_trained_on_averaged_slices_decodes_thin_ones() -> None:
+    unet = SpadUNet(in_chans=1, num_classes=2, features=(4, 8))
+    ways = [
+        window_rule(model, (8, 8, 8), stride=2, overlap=0.5, flips=[2], thick_slices=averaged)
+        for model in (unet, Threshold())
+        for averaged in (True, False)
+    ]
+    assert [way.thin_logits for way in ways] == [True, False, False, False]
+    assert all(way.follows_body and not way.centred for way in ways)
+    task = {
+        "kind": "segmentation",
+        "classes": ["background", "blob"],
+        "preparation": {},
+        "crop": [8, 8, 8],
+        "overlap": 0.5,
+        "flips": [2],
+        "value_mean": None,
+        "value_std": None,
+    }
+    before = build_predictor(unet, {"task": task}, stride=2).window
+    assert before == WindowRule((8, 8, 8), 2, 0.5, (2,))  # models saved before they were told
+    kept = {way: getattr(ways[0], way) for way in WINDOW_WAYS}
+    assert build_predictor(unet, {"task": task | kept}, stride=2).window == ways[0]

@@ -84,4 +84,6 @@ def test_other_models_take_volumes_as_they_are() -> None:
         def forward(self, x: torch.Tensor, degree: int) -> torch.Tensor:
             return x + degree
 
-    assert torch.equal(run_along(Degree(), torch.ones(1), 2, axis=1, out_degree=0), torch.ones(1) + 2)
+    assert torch.equal(
+        run_along(Degree(), torch.ones(1), 2, axis=1, out_degree=0), torch.ones(1) + 2
+    )
