@@ -97,3 +97,8 @@ def depth_axis(spacing: Sequence[float], *, tolerance: float = 0.01) -> int | No
         abs(spacing[(axis + 1) % 3] - spacing[(axis + 2) % 3]) for axis in range(3)
     ]
     return min(range(3), key=lambda axis: (in_plane_difference[axis], -spacing[axis]))
+
+
+def turned_axes(axis: int) -> tuple[int, int, int]:
+    """Which axes become z, y and x when ``axis`` turns to z."""
+    return (0, 1, 2) if axis == 0 else (axis, 0, 3 - axis)

@@ -29,6 +29,7 @@ _PATH_KEYS = (
     "model",
     "init",
     "data.path",
+    "data.label_maps",
     "paths.runs",
 )
 _SAFE = re.compile(r"[\w./\-:@+]*", re.ASCII)

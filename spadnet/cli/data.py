@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spadnet.cli.label_maps import map_checksums, maps_to_train_on
 from spadnet.cli.usage import UsageError
 from spadnet.data.augment import IntensityAugment
 from spadnet.data.catalogue import FILE as CATALOGUE
@@ -15,12 +16,14 @@ from spadnet.data.datasets import StepDataset, SyntheticSource
 from spadnet.data.folder import load_folder
 from spadnet.data.hold_out import keep_out
 from spadnet.data.identity import identity_of_volumes
+from spadnet.data.image import file_name
 from spadnet.data.labelled_steps import JoinedSteps, LabelledSteps
 from spadnet.data.samples import list_samples, load_samples
 from spadnet.data.volume import Volume, to_volume
 from spadnet.inference.trained_range import TrainedRange
 from spadnet.near_names import suggest
 from spadnet.spacing import MAX_DEGREE
+from spadnet.synthesis import LabelMap
 from spadnet.train.datamodule import StepDataModule
 from spadnet.train.meters import Source
 from spadnet.train.synthetic import ANATOMIES, labelled_images, synthetic_images
@@ -66,8 +69,11 @@ def build_data(
     Raises:
         ValueError: If an image cannot be used; the message names the file and the reason.
     """
+    if settings["data"]["label_maps"] is not None and not labelled:
+        raise UsageError("data.label_maps needs objective=disentangle of spadnet pretrain-mim")
     max_steps = settings["trainer"]["max_steps"]
     steps: list[StepDataset | LabelledSteps] = []
+    maps: list[LabelMap] = []
     volumes: list[Volume] = []
     names: list[str] = []
     held_out: list[Volume] = []
@@ -76,9 +82,12 @@ def build_data(
         volumes, held_out = _keep_out(volumes, settings)
         steps.append(_image_steps(settings, volumes, in_chans=in_chans))
     if labelled:
-        steps.append(_labelled_steps(settings))
+        part, maps = _labelled_steps(settings)
+        steps.append(part)
     if labelled or any(isinstance(part, StepDataset) and part.synthetic for part in steps):
         names.append("spadnet synthesis")
+    if maps:
+        names.append(f"label maps {file_name(Path(str(settings['data']['label_maps'])).name)}")
     dataset = steps[0] if len(steps) == 1 else JoinedSteps(*steps)
     module = StepDataModule(
         dataset, max_steps=max_steps, num_workers=settings["data"]["num_workers"]
@@ -87,6 +96,8 @@ def build_data(
     trained = TrainedRange.over([volume.spacing for volume in volumes], degrees)
     sources = {volume.key: Source(volume.dataset, volume.modality) for volume in volumes}
     identity = _identity(settings["data"], volumes, num_held_out=len(held_out), names=names)
+    if maps:
+        identity["label_maps"] = map_checksums(maps)
     return Data(module, names, trained, degrees, held_out or None, sources, identity)
 
 
@@ -161,8 +172,8 @@ def _image_steps(
     )
 
 
-def _labelled_steps(settings: Mapping[str, Any]) -> LabelledSteps:
-    """Synthetic images of known anatomy."""
+def _labelled_steps(settings: Mapping[str, Any]) -> tuple[LabelledSteps, list[LabelMap]]:
+    """Synthetic images of known anatomy, and the label maps that some of them show."""
     section, wanted = settings["data"], settings["disentangle"]
     severities, tokens = wanted["severities"], tuple(section["tokens"])
     if not isinstance(severities, list) or len(severities) != 2:
@@ -173,22 +184,27 @@ def _labelled_steps(settings: Mapping[str, Any]) -> LabelledSteps:
         raise UsageError(f"disentangle.num_views must be 1 or 2, got {wanted['num_views']}")
     if any(count % 2 for count in tokens):  # the pyramid's coarsest map halves the tokens
         raise UsageError(f"disentangle takes even data.tokens, got {list(tokens)}")
+    degrees = range(MAX_DEGREE + 1) if section["degrees"] is None else section["degrees"]
+    maps = maps_to_train_on(section, degrees=degrees)
     source = partial(
         labelled_images,
         source=_known_anatomy(section),
         severities=tuple(severities) if wanted["num_views"] == 2 else None,
+        label_maps=maps,
+        label_map_share=section["label_map_share"],
     )
     budget = wanted["token_budget"]
-    return LabelledSteps(
+    steps = LabelledSteps(
         source,
         max_steps=settings["trainer"]["max_steps"],
         seed=settings["seed"],
-        degrees=range(MAX_DEGREE + 1) if section["degrees"] is None else section["degrees"],
+        degrees=degrees,
         degrees_per_step=section["degrees_per_step"],
         flat_share=section["flat_share"],
         tokens=tokens,
         token_budget=section["token_budget"] if budget is None else budget,
     )
+    return steps, maps
 
 
 def _synthesis(section: Mapping[str, Any]) -> SyntheticSource:

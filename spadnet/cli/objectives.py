@@ -15,6 +15,7 @@ from spadnet.near_names import suggest
 from spadnet.synthesis.dataset import NUM_LABELS
 from spadnet.train.objectives import PixelObjective, PrototypeObjective, TokenObjective
 from spadnet.train.pretrain_task import Part
+from spadnet.train.synthetic import MAP_LABELS
 
 OBJECTIVES = ("tokens", "pixels", "disentangle")
 
@@ -95,5 +96,6 @@ def _disentangle(settings: Mapping[str, Any], encoder: SpadViT | SpadUNet, weigh
         if isinstance(encoder, SpadUNet)
         else VitDenseFeatures(encoder, num_features=num_features)
     )
-    objective = PrototypeObjective(num_labels=max(NUM_LABELS), temperature=section["temperature"])
+    num_labels = max(NUM_LABELS) if settings["data"]["label_maps"] is None else MAP_LABELS
+    objective = PrototypeObjective(num_labels=num_labels, temperature=section["temperature"])
     return Part(model, objective, weight)

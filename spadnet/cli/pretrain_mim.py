@@ -134,6 +134,8 @@ def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
         facts["synthetic_share"] = share
     if "disentangle" in weights:
         facts["disentangle"] = "labelled synthetic images alone"
+        if data["label_maps"] is not None:
+            facts["label_map_share"] = data["label_map_share"]
     if set(weights) == {"disentangle"} and str(settings["model"]["name"]).startswith("spad_vit_"):
         facts["feature of an image"] = "mean token; no objective asked for the class token"
     return facts

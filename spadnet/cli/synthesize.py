@@ -1,21 +1,16 @@
 """``spadnet synthesize``: write random images with known anatomy."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from spadnet.cli.configure import configure
+from spadnet.cli.label_maps import map_checksums, read_label_maps
 from spadnet.cli.progress import progress
 from spadnet.cli.synthetic_folder import PARTS, SHEET, SyntheticFolder, sheet_row
 from spadnet.cli.training import plain
 from spadnet.cli.usage import UsageError
-from spadnet.data.folder import find_images
-from spadnet.data.image import ImageError, file_name
-from spadnet.data.io import read_image
 from spadnet.near_names import suggest
 from spadnet.spacing import MAX_DEGREE, Spacing
 from spadnet.synthesis import Appearance, LabelMap, SyntheticDataset, label_maps
@@ -85,7 +80,7 @@ def _dataset(options: dict[str, Any]) -> SyntheticDataset:
     if num_labels is not None and not (_is_whole(num_labels) and 2 <= num_labels <= 256):
         raise UsageError(f"num_labels must be a whole number from 2 to 256, got {num_labels}")
     size = _size(options["size"], source=source, degree=spacing.degree() if spacing else degree)
-    maps = [] if options["labels"] is None else _read_maps(Path(str(options["labels"])))
+    maps = [] if options["labels"] is None else _read_maps(str(options["labels"]))
     return SyntheticDataset(
         _count(options, "num", least=1),
         size=size,
@@ -102,19 +97,9 @@ def _dataset(options: dict[str, Any]) -> SyntheticDataset:
     )
 
 
-def _read_maps(path: Path) -> list[LabelMap]:
-    """Read the label maps of a file or a folder."""
-    path = path.expanduser()
-    is_folder = path.is_dir()
-    arrays, spacings, names = [], [], []
-    for file in find_images(path) if is_folder else [path]:
-        image, name = read_image(file), file_name(file)
-        if image.array.shape[0] != 1:
-            raise ImageError(f"{name}: {image.array.shape[0]} channels; a label map has one")
-        array = image.array[0]
-        arrays.append(torch.from_numpy(array if array.dtype.kind == "f" else array.astype("i8")))
-        spacings.append(image.spacing)
-        names.append(file.relative_to(path).as_posix() if is_folder else file.name)
+def _read_maps(source: str) -> list[LabelMap]:
+    """Read label maps that share a numbering."""
+    arrays, spacings, names = zip(*read_label_maps(source), strict=True)
     return label_maps(arrays, spacings=spacings, names=names)
 
 
@@ -123,10 +108,7 @@ def _settings(options: dict[str, Any], dataset: SyntheticDataset) -> dict[str, A
     ignored = ("out", "num", "contact_sheet", "overwrite", "labels")
     settings = {key: value for key, value in options.items() if key not in ignored}
     settings["source"] = dataset.source
-    settings["labels"] = [
-        f"{label_map.name} {hashlib.sha256(label_map.labels.numpy().tobytes()).hexdigest()[:16]}"
-        for label_map in dataset.label_maps
-    ]
+    settings["labels"] = map_checksums(dataset.label_maps)
     return settings
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spadnet.spacing import Spacing
+from spadnet.spacing import Spacing, turned_axes
 
 
 class WarpRange(NamedTuple):
@@ -251,11 +251,6 @@ def turn_to_z(
     image = image.permute(0, *(1 + a for a in order)).flip(2)
     label = None if label is None else label.permute(order).flip(1)
     return image, label, Spacing(*(spacing[a] for a in order))
-
-
-def turned_axes(axis: int) -> tuple[int, int, int]:
-    """Which axes become z, y and x when ``axis`` turns to z."""
-    return (0, 1, 2) if axis == 0 else (axis, 0, 3 - axis)
 
 
 def average_slices(image: Tensor, *, slab: int) -> Tensor:

@@ -18,12 +18,11 @@ from spadnet.data.image import Image, body_axis
 from spadnet.data.paste import paste_back
 from spadnet.data.task_images import CaseReader, TaskImage, prepare_view
 from spadnet.data.tasks import Case
-from spadnet.data.warp import turned_axes
 from spadnet.inference.sliding_window import Predict, segment, stitch, with_flips
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.turned import run_along
-from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride, required_multiple
+from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride, required_multiple, turned_axes
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spadnet.data.task_images import TaskImage
-from spadnet.data.warp import average_slices, turn_to_z, turned_axes
+from spadnet.data.warp import average_slices, turn_to_z
 from spadnet.evaluate.segmentation_scores import (
     WindowRule,
     class_probabilities,
@@ -21,7 +21,7 @@ from spadnet.evaluate.segmentation_scores import (
     segment_view,
 )
 from spadnet.losses.segmentation import finer_slices
-from spadnet.spacing import Spacing
+from spadnet.spacing import Spacing, turned_axes
 
 _LEAST = 1e-6  # of a probability, before its logarithm
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from spadnet.data.warp import turned_axes
 from spadnet.models.spad_unet import SpadUNet
+from spadnet.spacing import turned_axes
 
 _KERNEL = 5  # dimensions of a kernel, [.., .., k, k, k]
 

@@ -12,7 +12,13 @@ from spadnet.synthesis.appearance import Appearance, draw_clean, render
 from spadnet.synthesis.degradation import thick_labels
 from spadnet.synthesis.fields import sample_generators, uniform
 from spadnet.synthesis.geometry import Geometry, plan_geometry
-from spadnet.synthesis.label_maps import PlacedMaps, fill_box, given_labels
+from spadnet.synthesis.label_maps import (
+    MAX_LABELS,
+    PlacedMaps,
+    fill_box,
+    given_labels,
+    keep_largest,
+)
 from spadnet.synthesis.shapes import paint_shapes, shape_labels
 
 DEVICE_CHUNK = 1 << 24
@@ -49,6 +55,7 @@ class Recipe(NamedTuple):
     looks: Mapping[int, Appearance]
     background: float
     max_displacement: float
+    only_largest: bool
 
 
 def synthesize(
@@ -115,6 +122,7 @@ def synthesize_views(
     field_of_view: float | None = None,
     background: float = 0.5,
     max_displacement: float = 1 / 16,
+    only_largest: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[SyntheticSample]:
     """Make several views of each anatomy, which is drawn once.
@@ -129,6 +137,8 @@ def synthesize_views(
         field_of_view: Width of the anatomy in mm.
         background: Share of the samples in which label 0 is the air around a body.
         max_displacement: Largest standard deviation of a displacement.
+        only_largest: Whether structures of given label maps are numbered by their size in each
+            sample, so that they may have any labels; those beyond ``num_labels`` become background.
         device: Where to compute.
 
     Returns:
@@ -141,7 +151,8 @@ def synthesize_views(
     geometry = plan_geometry(size, spacing=spacing, field_of_view=field_of_view)
     maps = source if isinstance(source, PlacedMaps) else None
     if isinstance(source, Tensor):
-        checked = _checked_maps(source, num_samples=len(seeds), num_labels=num_labels)
+        bound = MAX_LABELS if only_largest else num_labels
+        checked = _checked_maps(source, num_samples=len(seeds), num_labels=bound)
         maps = fill_box(checked, geometry=geometry)
     elif maps is not None and len(maps.labels) != len(seeds):
         raise ValueError(f"need {len(seeds)} label maps, one per seed, got {len(maps.labels)}")
@@ -154,6 +165,7 @@ def synthesize_views(
         looks=looks,
         background=background,
         max_displacement=max_displacement,
+        only_largest=only_largest,
     )
     step = _chunk_size(recipe.geometry, device=torch.device(device))
     parts = []
@@ -260,13 +272,14 @@ def _draw_labels(
     geometry, num_labels = recipe.geometry, recipe.num_labels
     max_displacement = recipe.max_displacement
     if label_maps is not None:
-        return given_labels(
+        labels = given_labels(
             generators,
             label_maps,
             geometry=geometry,
             max_displacement=max_displacement,
             device=device,
         )
+        return keep_largest(labels, num_labels=num_labels) if recipe.only_largest else labels
     draw = shape_labels if recipe.source == "shapes" else field_labels
     labels = draw(
         generators,

@@ -25,7 +25,6 @@ from spadnet.synthesis.geometry import Geometry, blocks
 MAX_LABELS = 256
 ROTATION = 15.0  # degrees about each axis at most
 ZOOM = 0.15  # scales lie within 1 - ZOOM and 1 + ZOOM
-TRIES = 16  # places looked at to find one that is not background
 _TABLE = 1 << 24  # widest range of label values that is looked up in a table
 
 
@@ -38,12 +37,14 @@ class LabelMap(NamedTuple):
         spacing: In mm.
         values: The labels as the user numbers them; the first is 0, the background.
         name: For messages.
+        num_labelled: Voxels of each slice that are not background, [d].
     """
 
     labels: Tensor
     spacing: Spacing
     values: tuple[int, ...]
     name: str
+    num_labelled: Tensor
 
     @property
     def is_planar(self) -> bool:
@@ -101,7 +102,8 @@ def label_maps(
         labels = table.indices.to(torch.uint8)[place]
         above = 0 if len(labels) == 1 else 1
         labels = F.pad(labels, (1, 1, 1, 1, above, above))
-        maps.append(LabelMap(labels, spacing, values, name))
+        num_labelled = (labels > 0).sum((1, 2))
+        maps.append(LabelMap(labels, spacing, values, name, num_labelled))
     return maps
 
 
@@ -142,10 +144,7 @@ def place_sample(
     if label_map.is_planar and not geometry.spacing.is_planar:
         raise ValueError(f"{label_map.name}: a single slice cannot give volumes; use degree 5")
     shape = torch.tensor(label_map.labels.shape)
-    rolls = torch.rand(TRIES, 3, generator=generator, dtype=torch.float64)
-    voxels = (rolls * shape).long()
-    labelled = label_map.labels[voxels.unbind(1)] > 0
-    voxel = voxels[int(labelled.int().argmax())] if labelled.any() else shape // 2
+    voxel = _labelled_voxel(label_map, generator)
     jitter = torch.rand(3, generator=generator, dtype=torch.float64) / 2 - 0.25
     start, per_mm = torch.zeros(3), torch.zeros(3)
     start[0] = voxel[0]
@@ -224,6 +223,40 @@ def _places(
             place += turn[:, axis, other, None, None, None] * away
         look[:, axis] += place * per_mm[:, axis, None, None, None]
     return look
+
+
+def keep_largest(labels: Tensor, *, num_labels: int) -> Tensor:
+    """Number each sample's structures anew, from 1 for the largest on; background stays 0.
+
+    Args:
+        labels: uint8, [B, ...].
+        num_labels: Background and structures that are kept; smaller ones become background.
+
+    Returns:
+        Labels below ``num_labels``, as ``labels``.
+    """
+    flat = labels.flatten(1)
+    table = torch.zeros(len(flat), MAX_LABELS, dtype=torch.uint8, device=labels.device)
+    for row, own in zip(table, flat, strict=True):
+        count = torch.bincount(own, minlength=MAX_LABELS)[1:]
+        largest = count.argsort(descending=True, stable=True)[: num_labels - 1]
+        row[1 + largest] = torch.arange(
+            1, 1 + len(largest), dtype=torch.uint8, device=labels.device
+        )
+    return torch.stack(
+        [row.index_select(0, own.int()) for row, own in zip(table, flat, strict=True)]
+    ).view_as(labels)
+
+
+def _labelled_voxel(label_map: LabelMap, generator: torch.Generator) -> Tensor:
+    """Any voxel that is not background, each as likely; the middle where there is none, [3]."""
+    rolls = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    total = label_map.num_labelled.cumsum(0)
+    if total[-1] == 0:
+        return torch.tensor(label_map.labels.shape) // 2
+    index = torch.searchsorted(total, int(rolls[0] * int(total[-1])), right=True)
+    places = label_map.labels[index].nonzero()
+    return torch.cat((index[None], places[int(rolls[1] * len(places))]))
 
 
 def _random_turn(generator: torch.Generator, *, affine: float, is_planar: bool) -> Tensor:

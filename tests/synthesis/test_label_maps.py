@@ -4,10 +4,16 @@ import pytest
 import torch
 
 from spadnet.spacing import Spacing
-from spadnet.synthesis import synthesize
+from spadnet.synthesis import Appearance, synthesize, synthesize_views
 from spadnet.synthesis.fields import sample_generators
 from spadnet.synthesis.geometry import plan_geometry
-from spadnet.synthesis.label_maps import fill_box, given_labels, label_maps, place_sample
+from spadnet.synthesis.label_maps import (
+    fill_box,
+    given_labels,
+    keep_largest,
+    label_maps,
+    place_sample,
+)
 
 
 def test_given_labels_without_displacement_are_kept():
@@ -144,3 +150,53 @@ def test_placed_maps_must_match_the_seeds():
     geometry = plan_geometry((4, 8, 8), spacing=Spacing(1, 1, 1), field_of_view=None)
     with pytest.raises(ValueError, match="need 2 label maps"):
         synthesize([0, 1], (4, 8, 8), source=place(label_map, geometry))
+
+
+def test_a_rare_structure_is_found_and_all_of_it_alike():
+    array = torch.zeros(40, 50, 60, dtype=torch.long)
+    array[7, 9, 5] = array[20, 30, 30] = array[20, 31, 55] = 4
+    (label_map,) = label_maps([array], spacings=[Spacing(1, 1, 1)], names=["rare"])
+    geometry = plan_geometry((8, 8, 8), spacing=Spacing(1, 1, 1), field_of_view=None)
+    seen = []
+    for seed in range(60):
+        maps = place(label_map, geometry, seed=seed)
+        made = synthesize([seed], (8, 8, 8), num_labels=2, source=maps, max_displacement=0.0)
+        assert made.labels.sum() == 1
+        seen.append(round(float(maps.start[0, 2])) // 20)
+    assert min(seen.count(third) for third in set(seen)) > 10
+    assert len(set(seen)) == 3
+
+
+def test_a_map_without_labels_is_shown_in_its_middle():
+    (label_map,) = label_maps(
+        [torch.zeros(20, 20, 20)], spacings=[Spacing(1, 1, 1)], names=["empty"]
+    )
+    geometry = plan_geometry((4, 4, 4), spacing=Spacing(1, 1, 1), field_of_view=None)
+    starts = place(label_map, geometry).start
+    assert (starts - 9).abs().max() < 2
+
+
+def test_the_largest_structures_are_numbered_by_their_size_in_each_sample():
+    labels = torch.zeros(2, 4, 5, 10, dtype=torch.uint8)
+    labels[0, 0, :3] = 200  # 30 voxels
+    labels[0, 1, 0] = 7  # 10
+    labels[0, 2, 0, :4] = 255  # 4
+    labels[1, 3] = 7  # 50
+    kept = keep_largest(labels, num_labels=3)
+    assert kept.dtype == torch.uint8
+    for given, numbered in ((200, 1), (7, 2), (255, 0), (0, 0)):
+        assert (kept[0][labels[0] == given] == numbered).all()
+    assert torch.equal(kept[1], (labels[1] == 7).to(torch.uint8))
+    assert torch.equal(keep_largest(labels, num_labels=4)[0] > 0, labels[0] > 0)
+
+
+def test_images_show_no_more_than_the_structures_that_are_kept():
+    maps = torch.zeros(1, 6, 24, 24, dtype=torch.uint8)
+    maps[:, :, :8], maps[:, :, 8:10], maps[:, :, 12:16] = 90, 200, 40
+    looks = {0: Appearance(texture=(0.0, 0.0))}
+    made = synthesize_views(
+        [3], (6, 24, 24), looks=looks, num_labels=3, source=maps, only_largest=True
+    )[0]
+    assert made.labels.unique().tolist() == [0, 1, 2]
+    for label in range(3):
+        assert made.clean[:, 0][made.labels == label].unique().numel() == 1

@@ -3,12 +3,18 @@
 import pytest
 import torch
 
-from spadnet.data.crop_plan import NO_AUGMENT, Size
+from spadnet.data.crop_plan import NO_AUGMENT, Size, crop_size
 from spadnet.data.datasets import StepDataset
 from spadnet.data.volume import Volume
 from spadnet.spacing import MAX_DEGREE, Spacing, required_multiple
 from spadnet.synthesis.dataset import NUM_LABELS
-from spadnet.train.synthetic import labelled_images, synthetic_images
+from spadnet.synthesis.label_maps import LabelMap, label_maps
+from spadnet.train.synthetic import (
+    MAP_LABELS,
+    labelled_images,
+    spacing_within,
+    synthetic_images,
+)
 
 
 @pytest.mark.parametrize("degree", range(MAX_DEGREE + 1))
@@ -109,3 +115,105 @@ def test_severity_of_the_second_view_can_be_chosen() -> None:
     assert mild.other_view is not None
     assert severe.other_view is not None
     assert explained(mild.other_view, mild.labels) > explained(severe.other_view, severe.labels)
+
+
+def cubes(shape: Size, *, spacing: Spacing, side: int = 8) -> LabelMap:
+    """A label map of cubes, a third of them background, the others of many labels."""
+    planes, rows, columns = (torch.arange(num) // side for num in shape)
+    number = 31 * planes[:, None, None] + 7 * rows[:, None] + columns
+    labels = torch.where(number % 3 == 0, 0, number % 90)
+    (label_map,) = label_maps([labels], spacings=[spacing], names=["cubes"])
+    return label_map
+
+
+@pytest.mark.parametrize("degree", range(MAX_DEGREE + 1))
+def test_images_of_label_maps_show_one_anatomy_twice(degree: int) -> None:
+    maps = [cubes((64, 96, 96), spacing=Spacing(1, 1, 1))]
+    size, seeds = crop_size(degree, (2, 2, 2)), range(4)
+    made = labelled_images(seeds, size, degree=degree, label_maps=maps, label_map_share=1.0)
+    assert made.labels.shape == (4, *size)
+    assert made.labels.dtype == torch.uint8
+    for row in made.spacing.tolist():
+        assert Spacing(*row).degree() == degree
+    for labels in made.labels:
+        assert 1 < len(labels.unique()) <= MAP_LABELS
+        assert 0.05 < (labels == 0).float().mean() < 0.9
+    assert made.other_view is not None
+    for view in (made.image, made.other_view):
+        assert 0 <= view.min() < view.max() <= 1
+        assert explained(view, made.labels) > 2 * explained(view, made.labels.roll(1, 0))
+    alone = labelled_images([2], size, degree=degree, label_maps=maps, label_map_share=1.0)
+    assert torch.equal(alone.image[0], made.image[2])
+    assert torch.equal(alone.labels[0], made.labels[2])
+    assert alone.other_view is not None
+    assert torch.equal(alone.other_view[0], made.other_view[2])
+
+
+def test_share_of_label_maps_leaves_the_other_images_as_they_are() -> None:
+    maps = [cubes((1, 64, 64), spacing=Spacing.planar()), cubes((9, 64, 64), spacing=(3, 1, 1))]
+    plain, some, none, every = (
+        labelled_images(range(40), (1, 16, 16), degree=5, label_maps=given, label_map_share=share)
+        for given, share in (((), 0.5), (maps, 0.5), (maps, 0.0), (maps, 1.0))
+    )
+    assert torch.equal(none.image, plain.image)
+    drawn = [torch.equal(a, b) for a, b in zip(some.image, plain.image, strict=True)]
+    assert 10 < sum(drawn) < 30
+    given = [torch.equal(a, b) for a, b in zip(some.image, every.image, strict=True)]
+    assert [not is_drawn for is_drawn in drawn] == given
+    assert torch.equal(some.labels[drawn], plain.labels[drawn])
+
+
+def test_single_slices_serve_2d_images_only() -> None:
+    flat = cubes((1, 64, 64), spacing=Spacing.planar())
+    volume = cubes((64, 64, 64), spacing=Spacing(1, 1, 1), side=4)
+    made = [
+        labelled_images(range(6), (2, 16, 16), degree=3, label_maps=maps, label_map_share=1.0)
+        for maps in ([flat, volume], [volume])
+    ]
+    assert torch.equal(made[0].image, made[1].image)
+    with pytest.raises(ValueError, match="single slices cannot give degree 3"):
+        labelled_images([0], (2, 16, 16), degree=3, label_maps=[flat], label_map_share=1.0)
+
+
+@pytest.mark.parametrize("degree", range(MAX_DEGREE + 1))
+@pytest.mark.parametrize(
+    ("shape", "mm"),
+    [
+        ((256, 256, 256), (1, 1, 1)),
+        ((34, 128, 128), (10, 3, 3)),
+        ((20, 512, 512), (2, 0.9, 0.9)),
+        ((48, 512, 512), (5, 0.6, 0.8)),
+        ((30, 40, 40), (1, 1, 1)),
+        ((20, 90, 110), (3, 3, 3)),
+    ],
+)
+def test_crops_are_neither_finer_nor_larger_than_the_label_map(
+    shape: Size, mm: tuple[float, float, float], degree: int
+) -> None:
+    own = Spacing(*mm)
+    label_map = LabelMap(torch.zeros([n + 2 for n in shape]), own, (0,), "", torch.zeros(1))
+    size = crop_size(degree, (4, 4, 4))
+    axes = (1, 2) if degree == MAX_DEGREE else (0, 1, 2)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        spacing = spacing_within(label_map, size, degree=degree, generator=generator)
+        assert spacing.degree() == degree
+        assert spacing.y == spacing.x
+        extent = [shape[axis] * own[axis] for axis in axes]
+        box = [size[axis] * spacing[axis] for axis in axes]
+        scale = [spacing[axis] / own[axis] for axis in axes]
+        finest = spacing.y / max(own.y, own.x)
+        assert finest >= 0.499
+        if any(mine > whole * 1.001 for mine, whole in zip(box, extent, strict=True)):
+            assert finest <= 0.501  # as small as a box may be
+        if min(scale) < 0.499:  # coarser slices would make the box larger than the map
+            assert max(mine / whole for mine, whole in zip(box, extent, strict=True)) > 0.499
+
+
+def test_spacing_within_a_large_label_map_varies() -> None:
+    label_map = cubes((128, 128, 128), spacing=Spacing(2, 2, 2))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        spacing_within(label_map, (32, 32, 32), degree=0, generator=generator).y for _ in range(40)
+    ]
+    assert 1.5 <= min(drawn) < 2 < 3 < max(drawn) <= 4
