@@ -1,10 +1,10 @@
 """Put trained weights into the package: float16, with card and golden outputs.
 
-python tools/ship_weights.py FOLDER NAME --facts FACTS.yaml     writes spadnet/weights/shipped/NAME
+python tools/ship_weights.py FOLDER NAME     writes spadnet/weights/shipped/NAME
 
-FACTS.yaml tells what the card says of the training beside what the folder knows: data (a list of
-names with their licences), compute, figures, limits. All shipped weights together must stay below
-25 MB.
+tools/shipped_facts.yaml tells what the card says of the training beside what the folder knows: data
+(a list of names with their licences), compute, figures, limits. All shipped weights together must
+stay below 25 MB.
 """
 
 import argparse
@@ -27,13 +27,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="checkpoint folder")
     parser.add_argument("name", help="of the size, such as spad_vit_tiny")
-    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("--facts", type=Path, default=Path(__file__).parent / "shipped_facts.yaml")
     args = parser.parse_args()
     loaded = load_checkpoint(args.folder)
     own = loaded.config["training"]
-    training = {key: own[key] for key in KEPT if key in own} | yaml.safe_load(
-        args.facts.read_text()
-    )
+    told = yaml.safe_load(args.facts.read_text())[args.name]
+    training = {key: own[key] for key in KEPT if key in own} | told
     model = copy.deepcopy(loaded.model).to(torch.float16)
     folder = save_pretrained(model, SHIPPED / args.name, name=args.name, training=training)
     load_checkpoint(folder)

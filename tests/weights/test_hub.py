@@ -367,10 +367,10 @@ def test_missing_folder_suggests_its_neighbour(
 
 
 def test_registry_name_without_weights_says_so() -> None:
-    with pytest.raises(ValueError, match=r"no weights are shipped .*create_model\('spad_vt_tiny"):
-        load_tokenizer("spad_vt_tiny")
+    with pytest.raises(ValueError, match=r"no weights are shipped .*create_model\('spad_vt_base"):
+        load_tokenizer("spad_vt_base")
     with pytest.raises(ValueError, match="no weights are shipped"):
-        create_model("spad_vit_tiny", pretrained=True)
+        create_model("spad_vit_base", pretrained=True)
     with pytest.raises(ValueError, match="did you mean 'spad_vit_tiny'"):
         load_vit("spad_vit_tny")
 

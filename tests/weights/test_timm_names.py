@@ -230,7 +230,9 @@ def test_factory_reads_a_file_of_weights(tmp_path: Path) -> None:
     assert all(value.equal(source.state_dict()[k]) for k, value in model.state_dict().items())
 
 
-def test_pretrained_weights_come_from_a_checkpoint_folder(tmp_path: Path) -> None:
+def test_pretrained_weights_come_from_a_checkpoint_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = spad_vit_tiny(depth=DEPTH, in_chans=3)
     folder = save_pretrained(source, tmp_path / "model")
     where = {"file": str(folder)}
@@ -244,5 +246,6 @@ def test_pretrained_weights_come_from_a_checkpoint_folder(tmp_path: Path) -> Non
     features = make(pretrained=True, pretrained_cfg_overlay=where, features_only=True, in_chans=3)
     expected = source.forward_intermediates(x, indices=3, intermediates_only=True)
     torch.testing.assert_close(features.eval()(x), expected)
+    monkeypatch.setattr("spadnet.weights.source.SHIPPED", tmp_path / "none")
     with pytest.raises(ValueError, match="no weights are shipped for this model yet"):
         make(pretrained=True)

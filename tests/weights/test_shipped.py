@@ -1,0 +1,46 @@
+"""The weights in the package: small, whole, documented, and found by name."""
+
+from pathlib import Path
+
+import pytest
+
+from spadnet.cli.doctor import run
+from spadnet.weights.available import list_models
+from spadnet.weights.checkpoint import CARD_FILE, GOLDEN_FILE, read_config
+from spadnet.weights.golden import check_golden
+from spadnet.weights.hub import load_pretrained
+from spadnet.weights.source import SHIPPED
+
+FOLDERS = sorted(path for path in SHIPPED.iterdir() if path.is_dir())
+NAMES = [folder.name for folder in FOLDERS]
+
+
+def test_they_are_small_and_some_are_there() -> None:
+    assert "spad_vt_tiny" in NAMES
+    assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) < 25_000_000
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_each_computes_what_it_did_when_it_was_made(folder: Path) -> None:
+    model = load_pretrained(folder.name)
+    checks = check_golden(model, folder / GOLDEN_FILE)  # which raises where one differs
+    assert {check.name.partition(".")[0] for check in checks} > {"degree0", "degree5"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)
+def test_cards_tell_data_licences_compute_figures_and_limits(folder: Path) -> None:
+    training = read_config(folder)["training"]
+    card = (folder / CARD_FILE).read_text()
+    for word in ("Apache-2.0", "MIT", "BSD-3"):
+        assert word in " ".join(training["data"])
+    for fact in (training["compute"], training["limits"], *training["figures"]):
+        assert fact in card
+
+
+def test_they_are_listed() -> None:
+    found = {info.source for info in list_models() if info.source is not None}
+    assert found == set(NAMES)
+
+
+def test_the_doctor_finds_them_whole() -> None:
+    assert run(["spad_vt_tiny"]) == 0
