@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from spadnet.cli import pretrain_mim, pretrain_tokenizer
 from spadnet.cli.configure import configure
 from spadnet.cli.data import build_data
+from spadnet.cli.trained import find_tokenizer
 from spadnet.cli.training import plain, run_dir
+from spadnet.cli.usage import UsageError
 from spadnet.data.preprocess import prepare
 from spadnet.data.samples import list_samples, load_samples
 from spadnet.data.volume import to_volume
@@ -30,10 +32,19 @@ from spadnet.models.tokenizer import Tokenizer
 from spadnet.train.metrics_log import read_rows
 from spadnet.train.run_folder import versions, write_json
 from spadnet.train.speed import seconds_per_step
-from spadnet.weights.hub import load_pretrained, load_tokenizer
+from spadnet.weights.checkpoint import read_config
+from spadnet.weights.hub import load_pretrained
+from spadnet.weights.source import HubOptions, find_folder
 
 logger = logging.getLogger(__name__)
 
+STARTS = ("scratch", "shipped")
+TOKENIZER, ENCODER = "spad_vt_tiny", "spad_vit_tiny"
+"""The package's own weights."""
+_CURVES = (
+    ("tokenizer", "Stage 1: tokenizer", "weighted sum of losses"),
+    ("mim", "Stage 2: masked image modelling", "cross-entropy in nats"),
+)
 _PLAN_FILE = "plan.json"
 _EVALUATION_MINUTES = 0.5
 _TRIAL_STEPS = 4
@@ -45,6 +56,8 @@ def run(argv: Sequence[str]) -> int:
     config = configure("demo", argv)
     if config is None:
         return 0
+    if config.start not in STARTS:
+        raise UsageError(f"start must be scratch or shipped, got {config.start!r}")
     out = run_dir(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -54,10 +67,12 @@ def run(argv: Sequence[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / _PLAN_FILE, plan)
     resume = "null" if config.resume is None else str(config.resume)
-    logger.info("stage 1 of 2: the tokenizer, %d steps", plan["tokenizer_steps"])
-    code = pretrain_tokenizer.run(
-        stage_arguments(config, "tokenizer", plan["tokenizer_steps"], resume)
-    )
+    code = 0
+    if config.start == "scratch":
+        logger.info("stage 1 of 2: the tokenizer, %d steps", plan["tokenizer_steps"])
+        code = pretrain_tokenizer.run(
+            stage_arguments(config, "tokenizer", plan["tokenizer_steps"], resume)
+        )
     if code == 0:
         plan = fit_second_stage(
             plan, config, minutes=plan["minutes"] + (time.monotonic() - begin) / 60
@@ -67,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
         code = pretrain_mim.run(
             [
                 *stage_arguments(config, "mim", plan["mim_steps"], resume),
-                f"tokenizer={out / 'tokenizer'}",
+                f"tokenizer={tokenizer_source(config)}",
             ]
         )
     plan["minutes"] += (time.monotonic() - begin) / 60
@@ -88,7 +103,15 @@ def stage_arguments(config: DictConfig, stage: str, steps: int, resume: str) -> 
     ]
     if config.threads is not None:
         arguments.append(f"trainer.threads={config.threads}")
+    if config.start == "shipped" and stage == "mim":
+        depth = read_config(find_folder(ENCODER, HubOptions()))["model"]["arguments"]["depth"]
+        arguments += [f"init={ENCODER}", f"model.depth={depth}"]
     return arguments
+
+
+def tokenizer_source(config: DictConfig) -> str:
+    """The tokenizer that stage 2 learns from."""
+    return TOKENIZER if config.start == "shipped" else str(run_dir(config) / "tokenizer")
 
 
 # --- how many steps ---
@@ -107,7 +130,9 @@ def read_plan(out: Path) -> dict[str, Any] | None:
 
 def make_plan(config: DictConfig) -> dict[str, Any]:
     """Number of steps of each stage: as configured, fewer where the machine is too slow for it."""
-    wanted = {"tokenizer": config.tokenizer.max_steps, "mim": config.mim.max_steps}
+    is_shipped = config.start == "shipped"
+    wanted = {"tokenizer": 0 if is_shipped else config.tokenizer.max_steps}
+    wanted["mim"] = config.mim.max_steps
     seconds = trial_seconds(config)
     budget = 60 * (config.minutes - _EVALUATION_MINUTES)
     needed = sum(wanted[stage] * seconds[stage] for stage in wanted)
@@ -119,7 +144,7 @@ def make_plan(config: DictConfig) -> dict[str, Any]:
             100 * share,
         )
     return {
-        "tokenizer_steps": max(int(wanted["tokenizer"] * share), 10),
+        "tokenizer_steps": 0 if is_shipped else max(int(wanted["tokenizer"] * share), 10),
         "mim_steps": max(int(wanted["mim"] * share), 10),
         "seconds_per_step": seconds,
         "minutes": 0.0,
@@ -167,7 +192,7 @@ def trial_seconds(config: DictConfig) -> dict[str, float]:
 
 def report(out: Path, config: DictConfig, plan: dict[str, Any], *, begin: float) -> None:
     """Measure both models on held-out images; write and print what came out."""
-    tokenizer = load_tokenizer(out / "tokenizer" / "tokenizer")
+    tokenizer = find_tokenizer(tokenizer_source(config))
     model = load_pretrained(out / "mim" / "mim")
     assert isinstance(model, MaskedImageModel)
     settings = configure(
@@ -191,19 +216,26 @@ def report(out: Path, config: DictConfig, plan: dict[str, Any], *, begin: float)
         summary=figures,
         panels=pictures,
         curves=[
-            loss_curve(out / "tokenizer", "Stage 1: tokenizer", "weighted sum of losses"),
-            loss_curve(out / "mim", "Stage 2: masked image modelling", "cross-entropy in nats"),
+            loss_curve(out / stage, title, label)
+            for stage, title, label in _CURVES
+            if plan[f"{stage}_steps"]
         ],
         histogram=codes.codes.histogram.tolist(),
         trained=(
-            f"{plan['tokenizer_steps']} steps of the tokenizer and {plan['mim_steps']} steps of "
-            f"the vision transformer on {len(list_samples('train'))} images of the package and on "
-            f"synthesis; measured on {len(images)} images that no step has seen."
+            f"{_tokenizer_words(plan)} and {plan['mim_steps']} steps of the vision transformer"
+            f"{' from the package' if config.start == 'shipped' else ''} on "
+            f"{len(list_samples('train'))} images of the package and on synthesis; measured on "
+            f"{len(images)} images that no step has seen."
         ),
         facts=facts(config, tokenizer),
     )
     print_table(figures)
     logger.info("report written to %s", page)
+
+
+def _tokenizer_words(plan: dict[str, Any]) -> str:
+    steps = plan["tokenizer_steps"]
+    return f"{steps} steps of the tokenizer" if steps else "The package's tokenizer"
 
 
 def held_out_images(tokenizer: Tokenizer) -> list[HeldOut]:
