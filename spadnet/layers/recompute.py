@@ -1,6 +1,7 @@
 """Gradient checkpointing: a layer computed twice instead of its activations kept."""
 
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 
@@ -13,6 +14,10 @@ def run_layer(layer: nn.Module, x: Tensor, degree: int, *, again: bool) -> Tenso
         degree: Degree of anisotropy.
         again: Whether to save memory for a third more time.
     """
-    if again:
+    if not again:
+        return layer(x, degree)
+    weights = dict(layer.named_parameters())
+    if all(isinstance(weight, nn.Parameter) for weight in weights.values()):
         return checkpoint(layer, x, degree, use_reentrant=False)
-    return layer(x, degree)
+    # ``functional_call`` lends the model other weights, and has taken them back in the backward.
+    return checkpoint(functional_call, layer, weights, (x, degree), use_reentrant=False)

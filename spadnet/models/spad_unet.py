@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spadnet.layers.norm import InstanceNorm
 from spadnet.layers.recompute import run_layer
 from spadnet.layers.spad_conv import SpadConv3d, SpadConvTranspose3d
-from spadnet.spacing import required_multiple
+from spadnet.spacing import MAX_DEGREE, required_multiple
 
 NEGATIVE_SLOPE = 0.01
 
@@ -230,8 +230,9 @@ class SpadUNet(nn.Module):
             degree: Degree of anisotropy.
             out_degree: That of the maps, see :meth:`forward`.
         """
-        if out_degree is not None and not 0 <= out_degree <= degree:
-            raise ValueError(f"out_degree must be 0 to the degree {degree}, got {out_degree}")
+        least = degree if degree >= MAX_DEGREE else 0  # a single slice has no thinner ones
+        if out_degree is not None and not least <= out_degree <= degree:
+            raise ValueError(f"out_degree must be {least} to the degree {degree}, got {out_degree}")
         if x.ndim != 5 or x.shape[1] != self.in_chans:
             raise ValueError(
                 f"the model takes [B, {self.in_chans}, D, H, W] or [B, {self.in_chans}, H, W], "
@@ -264,6 +265,8 @@ class SpadUNet(nn.Module):
                 thinner slices, 0 on such as pixels are wide.
         """
         if x.ndim == 4:
+            if out_degree is not None:
+                raise ValueError(f"2D images have no thinner slices, got out_degree={out_degree}")
             planar = len(self.features)  # no level sees more than the one slice
             logits = self.forward_head(self.forward_features(x.unsqueeze(2), planar))
             return [y.squeeze(2) for y in logits] if isinstance(logits, list) else logits.squeeze(2)

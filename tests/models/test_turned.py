@@ -36,7 +36,7 @@ def test_turned_kernels_see_what_the_plain_ones_see_without_a_turn(axis: int) ->
         assert (unturned - unet(x[None], 0)[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("axis", [0, 1, 2])
 @torch.no_grad()
 def test_kernels_fold_along_the_axis_of_the_slices(axis: int) -> None:
     """Kernels that are constant along the slices see averages as they see the repeated slices."""
@@ -55,6 +55,26 @@ def test_kernels_fold_along_the_axis_of_the_slices(axis: int) -> None:
     want = run_along(unet, repeated[None], 0, axis=axis)
     assert found.shape == want.shape == (1, 2, 8, 16, 16)
     assert torch.allclose(found, want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("axis", "compiled"),
+    [(0, False), (1, False), (2, False), pytest.param(2, True, marks=pytest.mark.slow)],
+)
+def test_gradients_are_the_same_when_maps_are_computed_again(axis: int, compiled: bool) -> None:
+    """The kernels are turned in the backward pass too."""
+    x, found = torch.rand(1, 1, 4, 16, 16), []
+    for again in (False, True):
+        unet = small_unet(deep_supervision=True).train()
+        unet.set_grad_checkpointing(again)
+        if compiled and again:
+            torch.compiler.reset()
+            unet.compile(fullgraph=True, dynamic=True, backend="eager")
+        levels = run_along(unet, x, 1, axis=axis, out_degree=0)
+        sum(level[:, 1].square().mean() for level in levels).backward()
+        found.append([kernel.grad for kernel in unet.parameters()])
+    for plain, again_grad in zip(*found, strict=True):
+        assert torch.allclose(plain, again_grad, atol=1e-5)
 
 
 def test_gradients_reach_turned_kernels() -> None:
@@ -77,6 +97,10 @@ def test_a_decoder_on_thin_slices_gives_as_many() -> None:
         assert torch.equal(unet(x, degree, out_degree=degree), unet(x, degree))
     with pytest.raises(ValueError, match="out_degree must be 0 to the degree 1, got 2"):
         unet(x, 1, out_degree=2)
+    with pytest.raises(ValueError, match="out_degree must be 5 to the degree 5, got 0"):
+        unet(x, 5, out_degree=0)
+    with pytest.raises(ValueError, match="2D images have no thinner slices"):
+        unet(x[:, :, 0], out_degree=0)
 
 
 def test_other_models_take_volumes_as_they_are() -> None:
