@@ -193,7 +193,7 @@ def body_axis(image: Image) -> int:
     """
     if image.spacing.is_planar:
         return 0
-    return 2 - int(np.argmax(np.abs(image.direction[0])))
+    return 2 - _world_axes(np.array(image.direction))[0]
 
 
 def first_voxel(axes: Axes) -> Vector:

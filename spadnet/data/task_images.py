@@ -16,7 +16,8 @@ from spadnet.data.image import Image, ImageError, body_axis, file_name, orient, 
 from spadnet.data.io import read_image
 from spadnet.data.preprocess import Window, bound_in_plane, cut_to_body, resize, scale, to_channels
 from spadnet.data.tasks import Case, warn_of_absent
-from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride
+from spadnet.data.warp import turn_from_z
+from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride, turned_axes
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,19 @@ class TaskImage(NamedTuple):
     degree: int
     spacing: Spacing
     axis: int = 0
+
+    def upright(self) -> "TaskImage":
+        """The same volume with z along the body's, as a file of cubic voxels is read."""
+        if self.axis == 0:
+            return self
+        order = turned_axes(self.axis)
+        target = self.target
+        return self._replace(
+            image=turn_from_z(self.image, axis=self.axis),
+            target=turn_from_z(target, axis=self.axis) if target.ndim == 3 else target,
+            spacing=Spacing(*(self.spacing[order.index(axis)] for axis in range(3))),
+            axis=0,
+        )
 
 
 def prepare_view(image: Image, rule: Preparation) -> View:

@@ -183,10 +183,12 @@ class TaskSteps(Dataset[list[LabelledBatch]]):
         self, case: TaskImage, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, int, Spacing, int]:
         is_map = case.target.ndim == 3
-        label = case.target if is_map else None
-        image, degree, spacing = case.image, case.degree, case.spacing
-        slab, axis = 1, case.axis
-        if degree == 0 and axis == 0 and rng.random() < self.augment.thick_prob:
+        slab, axis, degree = 1, case.axis, case.degree
+        is_thick = degree == 0 and rng.random() < self.augment.thick_prob
+        upright = case.upright() if is_thick else case
+        label = upright.target if is_map else None
+        image, spacing = upright.image, upright.spacing
+        if is_thick:
             slab = 2 ** int(rng.integers(1, 3))
             axis = int(rng.integers(3))
             image, label, spacing = turn_to_z(image, label, spacing, axis=axis)

@@ -253,6 +253,15 @@ def turn_to_z(
     return image, label, Spacing(*(spacing[a] for a in order))
 
 
+def turn_from_z(volume: Tensor, *, axis: int) -> Tensor:
+    """Undo the turn of :func:`turn_to_z` of a volume [..., D, H, W], whose z lies along ``axis``."""
+    if axis == 0:
+        return volume
+    order, lead = turned_axes(axis), volume.ndim - 3
+    inverse = (lead + order.index(a) for a in range(3))
+    return volume.flip(-2).permute(*range(lead), *inverse)
+
+
 def average_slices(image: Tensor, *, slab: int) -> Tensor:
     """Average each ``slab`` slices of [C, D, H, W], as a scanner with thick slices would.
 

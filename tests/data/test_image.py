@@ -4,6 +4,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from spadnet.data.image import (
     Grid,
     Image,
     ImageError,
+    body_axis,
     nearest_rotation,
     on_own_grid,
     orient,
@@ -18,7 +20,8 @@ from spadnet.data.image import (
     restore_axes,
     shear_angle,
 )
-from spadnet.spacing import PLANAR_DEPTH
+from spadnet.data.warp import turn_to_z
+from spadnet.spacing import PLANAR_DEPTH, Spacing
 
 
 def grid_of(
@@ -63,6 +66,30 @@ def test_odd_axis_becomes_z(odd: int, direction: np.ndarray) -> None:
     assert image.spacing == (5.0, 0.8, 0.8)
     assert image.array.shape[1] == array.shape[1 + odd]
     assert image.axes.order[0] == odd
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("direction", signed_permutations()[::5])
+def test_files_are_turned_as_training_turns_volumes(axis: int, direction: np.ndarray) -> None:
+    """However a file stores a body, thick slices along an axis come as ``turn_to_z`` turns them."""
+    body = np.arange(4 * 5 * 6.0).reshape(1, 4, 5, 6)  # towards the head, the back and the left
+    world = [2 - int(np.abs(row).argmax()) for row in direction]  # the body's axis of each own one
+    flips = [1 + own for own, row in enumerate(direction) if row.sum() < 0]
+    array = np.flip(body.transpose(0, *(1 + a for a in world)), flips)
+    spacing = tuple(5.0 if a == axis else 0.8 for a in world)
+    grid = grid_of(array.shape[1:], spacing, direction)  # type: ignore[arg-type]
+    image = orient(np.ascontiguousarray(array), grid, source="x")
+    turned, _, _ = turn_to_z(torch.from_numpy(body), None, Spacing(1, 1, 1), axis=axis)
+    assert np.array_equal(image.array, turned.numpy())
+    assert body_axis(image) == axis
+
+
+def test_slices_of_an_oblique_file_lie_along_the_axis_that_the_file_was_turned_by() -> None:
+    """Slices go upwards most of all, but rows go so even more: the slices become coronal."""
+    rotation = np.array([[-0.41, -0.58, 0.70], [-0.44, -0.55, -0.71], [0.80, -0.60, -0.03]])
+    u, _, v = np.linalg.svd(rotation)
+    grid = grid_of((4, 5, 6), (5.0, 0.8, 0.8), u @ v)
+    assert body_axis(orient(np.zeros((1, 4, 5, 6)), grid, source="x")) == 1
 
 
 @settings(max_examples=60, deadline=None)

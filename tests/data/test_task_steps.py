@@ -7,7 +7,7 @@ import torch
 
 from spadnet.data.task_images import TaskImage
 from spadnet.data.task_steps import TaskAugment, TaskSteps
-from spadnet.data.warp import WarpRange
+from spadnet.data.warp import WarpRange, turn_to_z
 from spadnet.spacing import Spacing
 
 PLAIN = TaskAugment(warp=None, intensity=None)
@@ -84,6 +84,32 @@ def test_batches_tell_the_axis_of_the_body_that_slices_lie_along() -> None:
     for axis, image in seen.items():  # bright towards the body's larger y, wherever it went
         ramp = image.diff(dim={0: 1, 1: 0, 2: 2}[axis]).mean()
         assert ramp.abs() > 0.02
+
+
+def test_thin_cases_of_any_axis_come_with_thick_slices_along_all() -> None:
+    """A thin case comes as the same body in a file that lies along z would."""
+    plain = case("thin", 0, 16, 16, 16, is_map=True)._replace(spacing=Spacing(1, 1.25, 1.25))
+    augment = PLAIN._replace(thick_prob=1.0)
+    for axis in (1, 2):
+        image, label, spacing = turn_to_z(plain.image, plain.target, plain.spacing, axis=axis)
+        assert label is not None
+        turned = plain._replace(image=image, target=label, spacing=spacing, axis=axis)
+        assert torch.equal(turned.upright().image, plain.image)
+        assert torch.equal(turned.upright().target, plain.target)
+        assert turned.upright()[3:] == plain[3:]
+        one, other = (
+            TaskSteps([c], batch_size=1, crop=(16, 16, 16), augment=augment)
+            for c in (plain, turned)
+        )
+        axes = set()
+        for step in range(12):
+            a, b = one[step][0], other[step][0]
+            assert torch.equal(a.image, b.image)
+            assert torch.equal(a.target, b.target)
+            assert (a.degree, a.axis) == (b.degree, b.axis)
+            assert torch.equal(a.spacing, b.spacing)
+            axes.add(b.axis)
+        assert axes == {0, 1, 2}
 
 
 def test_thick_slices_come_as_those_of_cases_that_are_so_thick() -> None:
