@@ -119,9 +119,7 @@ def segment_view(
         axis: Of the body that z lies along: 0 for its z, 1 for y, 2 for x.
     """
     options, run = _options(degree, rule), predictor(model, degree, rule, axis=axis)
-    if not rule.centred:
-        return segment(image.float(), run, **options)
-    placed, inside = _place(image.float(), options)
+    placed, inside = _place(image.float(), options, centred=rule.centred)
     return segment(placed, run, **options)[inside]
 
 
@@ -141,10 +139,11 @@ def segment_thin(
     whole = predictor(model, degree, rule, axis=axis, thin=True)
 
     def predict(x: Tensor) -> Tensor:
-        return whole(x[:, :, ::count])  # windows start at multiples of the stride
+        return whole(x[:, :, ::count])
 
-    thin = image.float().repeat_interleave(count, dim=1)
-    return segment(thin, predict, **_options(0, rule))
+    thin, options = image.float().repeat_interleave(count, dim=1), _options(0, rule)
+    options["multiple"] = (max(rule.stride, count), rule.stride, rule.stride)  # whole thick slices
+    return segment(thin, predict, **options)
 
 
 def class_probabilities(
@@ -159,8 +158,9 @@ def class_probabilities(
         rule: How.
         axis: Of the body that z lies along.
     """
-    run = predictor(model, degree, rule, axis=axis)
-    return stitch(image.float(), run, **_options(degree, rule))
+    options, run = _options(degree, rule), predictor(model, degree, rule, axis=axis)
+    placed, inside = _place(image.float(), options, centred=rule.centred)
+    return stitch(placed, run, **options)[:, *inside]
 
 
 def predictor(
@@ -190,7 +190,7 @@ def predictor(
 
     if not rule.flips:
         return predict
-    order = turned_axes(axis)
+    order = turned_axes(along)
     flips = [order.index(flip) for flip in rule.flips]
     return with_flips(predict, [flip for flip in flips if flip or degree < MAX_DEGREE])
 
@@ -205,9 +205,13 @@ def _options(degree: int, rule: WindowRule) -> dict[str, Any]:
     }
 
 
-def _place(image: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, tuple[slice, ...]]:
+def _place(
+    image: Tensor, options: Mapping[str, Any], *, centred: bool
+) -> tuple[Tensor, tuple[slice, ...]]:
     """Repeat an image's borders until it fills a window, and tell where in that it lies."""
     sizes = image.shape[1:]
+    if not centred:
+        return image, tuple(slice(0, have) for have in sizes)
     pads: list[int] = []
     inside: list[slice] = []
     for have, window, step in zip(sizes, options["window"], options["multiple"], strict=True):

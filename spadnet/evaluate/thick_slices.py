@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spadnet.data.task_images import TaskImage
-from spadnet.data.warp import average_slices, turn_to_z
+from spadnet.data.warp import average_slices, turn_from_z, turn_to_z
 from spadnet.evaluate.segmentation_scores import (
     WindowRule,
     class_probabilities,
@@ -21,7 +21,7 @@ from spadnet.evaluate.segmentation_scores import (
     segment_view,
 )
 from spadnet.losses.segmentation import finer_slices
-from spadnet.spacing import Spacing, turned_axes
+from spadnet.spacing import MAX_DEGREE, Spacing
 
 _LEAST = 1e-6  # of a probability, before its logarithm
 
@@ -55,14 +55,7 @@ def turned_back(volume: Tensor, *, axis: int, size: Sequence[int]) -> Tensor:
         axis: That was averaged, 0, 1 or 2 for z, y or x.
         size: Voxels (z, y, x) before.
     """
-    volume = volume.narrow(-3, 0, size[axis])
-    if axis:
-        order = turned_axes(axis)
-        volume = volume.flip(-2)
-        lead = volume.dim() - 3
-        inverse = [order.index(a) for a in range(3)]
-        volume = volume.permute(*range(lead), *(lead + a for a in inverse))
-    return volume.contiguous()
+    return turn_from_z(volume.narrow(-3, 0, size[axis]), axis=axis).contiguous()
 
 
 def back_on_thin(thick: Tensor, *, slab: int, axis: int, size: Sequence[int], way: Way) -> Tensor:
@@ -99,29 +92,38 @@ def thick_dice(
     Args:
         model: In evaluation mode.
         case: Of nearly cubic voxels, with its label map.
-        axis: To be averaged, 0, 1 or 2 for z, y or x.
+        axis: Of the body, to be averaged, 0, 1 or 2 for z, y or x.
         slab: Slices in one; 1 leaves them as they are.
         way: How the network takes them.
         rule: How it is run.
         num_classes: Classes of the label map.
     """
-    size = case.image.shape[1:]
-    if slab == 1:
-        mask = segment_view(model, case.image, case.degree, rule)
+    upright = case.upright()
+    size = upright.image.shape[1:]
+    thick, spacing = thick_from_thin(upright.image, upright.spacing, axis=axis, slab=slab)
+    depth = slab * thick.shape[1]
+    if slab == 1 or way != "degree":  # as the case lies in its file
+        thin = case.image
+        if slab > 1:
+            back = back_on_thin(thick, slab=slab, axis=axis, size=size, way=way)
+            thin, _, _ = turn_to_z(back, None, upright.spacing, axis=case.axis)
+        mask = segment_view(model, thin, case.degree, rule, axis=case.axis)
         return dice_of(mask, case.target, num_classes)
-    thick, spacing = thick_from_thin(case.image, case.spacing, axis=axis, slab=slab)
-    if way == "degree" and rule.thin_logits:
+    if rule.thin_logits and spacing.degree() < MAX_DEGREE:
         mask = segment_thin(model, thick, spacing.degree(), rule, axis=axis)
-        mask = turned_back(mask, axis=axis, size=size)
-    elif way == "degree":
+        mask = _as_deep(mask, depth)
+    else:
         found = class_probabilities(model, thick, spacing.degree(), rule, axis=axis)
         logits = found.clamp_min(_LEAST).log()[None]
-        mask = finer_slices(logits, slab * thick.shape[1])[0].argmax(0).to(torch.uint8)
-        mask = turned_back(mask, axis=axis, size=size)
-    else:
-        thin = back_on_thin(thick, slab=slab, axis=axis, size=size, way=way)
-        mask = segment_view(model, thin, case.degree, rule)
-    return dice_of(mask, case.target, num_classes)
+        mask = finer_slices(logits, depth)[0].argmax(0).to(torch.uint8)
+    mask = turned_back(mask, axis=axis, size=size)
+    return dice_of(mask, upright.target, num_classes)
+
+
+def _as_deep(mask: Tensor, depth: int) -> Tensor:
+    """A mask [D, H, W] with other slices of the same extent: ``2**degree`` is not always a slab."""
+    size = (depth, *mask.shape[1:])
+    return F.interpolate(mask[None, None], size=size, mode="nearest-exact")[0, 0]
 
 
 class RepeatedSlices(Sequence[TaskImage]):

@@ -10,6 +10,7 @@ from spadnet.evaluate.prediction import build_predictor
 from spadnet.evaluate.segmentation_scores import (
     WINDOW_WAYS,
     WindowRule,
+    class_probabilities,
     dice_of,
     segment_thin,
     segment_view,
@@ -87,6 +88,29 @@ def test_networks_that_know_positions_see_small_images_as_in_training() -> None:
     assert found.shape == (7, 16, 20)
     assert found[:, 0, 0].tolist() == [1] * 3 + [0] * 4  # 5 slices before, 4 behind
     assert set(model.seen) == {(16, 16, 16)}
+    chances = class_probabilities(model, image, 0, rule._replace(centred=True))
+    assert torch.equal(chances.argmax(0), found.long())
+
+
+@torch.no_grad()
+def test_windows_on_thin_slices_begin_with_thick_ones() -> None:
+    """Windows of one thick slice give what the network gives of each alone."""
+    torch.manual_seed(0)
+    unet = SpadUNet(in_chans=1, num_classes=2, features=(4, 8)).eval()
+    image = torch.rand(1, 4, 16, 16)
+    rule = WindowRule((4, 16, 16), unet.stride, thin_logits=True, follows_body=True)
+    alone = [unet(image[None, :, k : k + 1], 2, out_degree=0)[0].argmax(0) for k in range(4)]
+    assert torch.equal(segment_thin(unet, image, 2, rule), torch.cat(alone).to(torch.uint8))
+
+
+def test_models_that_do_not_follow_the_body_mirror_axes_of_the_image() -> None:
+    """As they did in their training."""
+    model = FirstHalf()
+    image = torch.rand(1, 16, 16, 16)
+    rule = WindowRule((16, 16, 16), 8, flips=(0,))  # along z nothing but a tie is left
+    for follows, axis, is_gone in ((False, 1, True), (True, 1, False), (True, 0, True)):
+        mask = segment_view(model, image, 0, rule._replace(follows_body=follows), axis=axis)
+        assert (mask.sum() == 0) == is_gone
 
 
 @torch.no_grad()

@@ -5,15 +5,18 @@ import torch
 from torch import Tensor, nn
 
 from spadnet.data.task_images import TaskImage
+from spadnet.data.warp import turn_to_z
 from spadnet.evaluate.degrade import KINDS, check_kinds, coarse, degrade
 from spadnet.evaluate.segmentation_scores import WindowRule
 from spadnet.evaluate.thick_slices import (
     RepeatedSlices,
+    Way,
     back_on_thin,
     thick_dice,
     thick_from_thin,
     turned_back,
 )
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.spacing import Spacing
 
 SIZE = (6, 8, 10)
@@ -105,7 +108,7 @@ class _SumAlong(nn.Module):
 def test_mirrors_stay_with_their_axis_when_it_is_turned(axis: int, dim: int) -> None:
     size = (16, 16, 16)
     case = TaskImage("a", torch.rand(1, *size).half(), torch.zeros(size, dtype=torch.uint8), 0, MM)
-    rule = WindowRule((16, 16, 16), 4, flips=(2,))
+    rule = WindowRule((16, 16, 16), 4, flips=(2,), follows_body=True)
     found = {}
     for seen in (2, 3, 4):
         model, plain = _SumAlong(seen), rule._replace(flips=())
@@ -118,6 +121,65 @@ def test_mirrors_stay_with_their_axis_when_it_is_turned(axis: int, dim: int) -> 
     assert {seen: two[1] == [1.0] for seen, two in found.items()} == {
         seen: seen == dim for seen in found
     }
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("slab", "spacing", "least"), [(3, MM, 1.0), (4, Spacing(0.5, 1, 1), 1.0), (32, MM, 0.5)]
+)
+def test_slabs_that_are_no_power_of_two_pixels_are_scored_too(
+    axis: int, slab: int, spacing: Spacing, least: float
+) -> None:
+    """A U-Net that finds bright voxels finds them in their place, or between flat slices near."""
+    unet = _bright_voxels()
+    size = [12, 12, 12]
+    size[axis] = 3 * slab
+    label = torch.zeros(size, dtype=torch.uint8)
+    label[2:8, 2:8, 2:8] = 1
+    label = label.amax(axis, keepdim=True).repeat_interleave(3 * slab, axis)
+    for start in (0, 2 * slab):
+        label.narrow(axis, start, slab).zero_()
+    case = TaskImage("a", label.float()[None].half(), label, 0, spacing)
+    rule = WindowRule((96, 96, 96), 2, thin_logits=True, follows_body=True)
+    found = thick_dice(unet, case, axis=axis, slab=slab, way="degree", rule=rule, num_classes=2)
+    assert found[0] >= least
+
+
+@torch.no_grad()
+def _bright_voxels() -> SpadUNet:
+    """A U-Net whose finest level passes on what lies above the mean, and no other level does."""
+    unet = SpadUNet(in_chans=1, num_classes=2, features=(1, 1), num_convs=1, num_convs_decoder=1)
+    for weight in unet.parameters():
+        if weight.ndim == 5:
+            weight.zero_()
+    weights = dict(unet.named_parameters())
+    weights["encoder.stages.0.blocks.0.conv.weight"][0, 0, 1, 1, 1] = 1
+    weights["decoder.stages.0.blocks.0.conv.weight"][0, 1, 1, 1, 1] = 1  # behind the upsampled
+    weights["decoder.heads.0.weight"][1] = 1
+    return unet.eval()
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(("way", "slab"), [("degree", 1), ("degree", 2), ("repeat", 2)])
+@pytest.mark.parametrize("thin", [True, False])
+def test_a_case_scores_as_it_would_lying_along_z(
+    axis: int, way: Way, slab: int, thin: bool
+) -> None:
+    torch.manual_seed(0)
+    unet = SpadUNet(in_chans=1, num_classes=2, features=(2, 4)).eval()
+    label = (torch.rand(4, 8, 12) > 0.5).to(torch.uint8)
+    case = TaskImage("a", torch.rand(1, 4, 8, 12).half(), label, 0, MM)
+    image, turned, _ = turn_to_z(case.image, label, MM, axis=axis)
+    assert turned is not None
+    lying = case._replace(image=image, target=turned, axis=axis)
+    rule = WindowRule((12, 12, 12), 2, thin_logits=thin, follows_body=True)
+    for along in range(3):
+        found, want = (
+            thick_dice(unet, c, axis=along, slab=slab, way=way, rule=rule, num_classes=2)
+            for c in (lying, case)
+        )
+        assert found == pytest.approx(want)
+        assert 0 < want[0] < 1
 
 
 def test_a_share_of_training_cases_has_repeated_slices() -> None:
