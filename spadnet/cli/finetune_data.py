@@ -180,8 +180,9 @@ def window_of(settings: Mapping[str, Any], model: nn.Module, steps: TaskSteps) -
     assert steps.crop is not None
     rules = settings["validate"]
     thins = steps.augment.thick_prob > 0
-    if thins and any(0 < case.degree < MAX_DEGREE for case in steps.images):
-        thins = False  # slices that are thick already have labels as thick
+    if thins:  # slices that are thick already have labels as thick; those of 2D images stay
+        degrees = {case.degree for case in steps.images}
+        thins = 0 in degrees and degrees <= {0, MAX_DEGREE}
     return window_rule(
         model,
         steps.crop,

@@ -17,8 +17,9 @@ _LEAD = (
     "all predictions are scored on the thin grid. spadnet takes thick slices as they are, with the "
     "degree of their spacing; a plain network (the same one, always at degree 0) sees them "
     "repeated or interpolated back. spadnet and 'slab averaging' met averaged slices in training, "
-    "as often; the others did not. spadnet encodes thick slices and decodes thin ones, or where "
-    "it met none in training, interpolates between them; all trainings use thin label maps."
+    "as often; the others did not. Where spadnet is a U-Net that met them, it encodes thick slices "
+    "and decodes thin ones; otherwise its logits are interpolated between its slices. All "
+    "trainings use thin label maps."
 )
 
 

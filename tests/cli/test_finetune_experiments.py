@@ -6,13 +6,14 @@ import yaml
 
 from spadnet.cli.configure import configure
 from spadnet.cli.finetune import with_length
-from spadnet.cli.finetune_data import build_steps, preparation
+from spadnet.cli.finetune_data import build_steps, preparation, window_of
 from spadnet.cli.finetune_model import build_classifier, build_segmentor, recipe_optim
 from spadnet.cli.training import plain
 from spadnet.cli.usage import config_groups, config_root
 from spadnet.data.task_images import TaskImage
 from spadnet.data.tasks import TaskData
 from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.spacing import Spacing
 from spadnet.train.optim import learning_rate
 
@@ -114,3 +115,20 @@ def test_published_classification(experiment: str, size: tuple[int, int, int], d
     ]
     assert rates == pytest.approx([1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
     assert (settings["recipe"]["mode"], settings["model"]["global_pool"]) == ("full", "token")
+
+
+@pytest.mark.parametrize(
+    ("share", "degrees", "thin"),
+    [(0.4, [0], True), (0.4, [0, 5], True), (0.4, [0, 2], False), (0.4, [5], False), (0, [0], False)],
+)
+def test_masks_are_decoded_thin_where_training_has_no_others(
+    share: float, degrees: list[int], thin: bool
+) -> None:
+    config = configure("finetune", ["model=spad_unet_tiny", f"data.thick_slices={share}"])
+    assert config is not None
+    settings = plain(config)
+    cases = [CASE._replace(degree=degree) for degree in degrees]
+    settings["data"]["crop"] = [16, 16, 16]
+    steps = build_steps(settings["data"], cases, seed=0, is_map=True, stride=2)
+    unet = SpadUNet(in_chans=1, num_classes=2, features=(2, 4))
+    assert window_of(settings, unet, steps).thin_logits == thin
