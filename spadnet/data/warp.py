@@ -254,7 +254,7 @@ def turn_to_z(
 
 
 def turn_from_z(volume: Tensor, *, axis: int) -> Tensor:
-    """Undo the turn of :func:`turn_to_z` of a volume [..., D, H, W], whose z lies along ``axis``."""
+    """Undo the turn of :func:`turn_to_z` of a volume [..., D, H, W] with z along ``axis``."""
     if axis == 0:
         return volume
     order, lead = turned_axes(axis), volume.ndim - 3

@@ -119,7 +119,13 @@ def test_published_classification(experiment: str, size: tuple[int, int, int], d
 
 @pytest.mark.parametrize(
     ("share", "degrees", "thin"),
-    [(0.4, [0], True), (0.4, [0, 5], True), (0.4, [0, 2], False), (0.4, [5], False), (0, [0], False)],
+    [
+        (0.4, [0], True),
+        (0.4, [0, 5], True),
+        (0.4, [0, 2], False),
+        (0.4, [5], False),
+        (0, [0], False),
+    ],
 )
 def test_masks_are_decoded_thin_where_training_has_no_others(
     share: float, degrees: list[int], thin: bool
