@@ -3,10 +3,17 @@
 import json
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
 
 from spadnet.cli import main
+from spadnet.cli.configure import configure
+from spadnet.cli.demo import stage_arguments, tokenizer_source
+from spadnet.cli.pretrain_mim import build_task
+from spadnet.cli.trained import find_tokenizer
+from spadnet.cli.training import plain
 from spadnet.inference.encoder import load_encoder
 from spadnet.weights.hub import load_tokenizer
 
@@ -62,6 +69,33 @@ def test_finished_demo_is_only_measured_again(
     assert main(["demo", f"out={demo}", "resume=auto", *QUICK]) == 0
     assert (demo / "mim" / "encoder" / "model.safetensors").read_bytes() == before
     assert "PSNR" in capsys.readouterr().out
+
+
+def test_the_package_s_weights_are_a_start(tmp_path: Path) -> None:
+    config = configure("demo", ["start=shipped", f"out={tmp_path}", "minutes=60", "threads=1"])
+    assert config is not None
+    arguments = stage_arguments(config, "mim", 3, "null")
+    settings = configure("pretrain_mim", [*arguments, f"tokenizer={tokenizer_source(config)}"])
+    assert settings is not None
+    tokenizer = find_tokenizer(settings.tokenizer)
+    vit = cast(Any, build_task(plain(settings), tokenizer).model_of("tokens")).vit
+    encoder = load_encoder("spad_vit_tiny").model
+    assert torch.equal(vit.pos_embed, encoder.pos_embed)
+    assert len(vit.blocks) == len(encoder.blocks)
+
+
+@pytest.mark.slow
+def test_a_demo_that_starts_from_the_package_s_weights_skips_stage_1(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["demo", f"out={out}", "start=shipped", *QUICK]) == 0
+    assert not (out / "tokenizer").exists()
+    assert json.loads((out / "summary.json").read_text())["reached"]["psnr_gain_db"]
+    assert "The package's tokenizer and 10 steps" in (out / "report.html").read_text()
+
+
+def test_an_unknown_start_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", f"out={tmp_path / 'x'}", "start=shiped"]) == 2
+    assert "start must be scratch or shipped, got 'shiped'" in capsys.readouterr().err
 
 
 def test_misspelt_override_names_the_near_one(

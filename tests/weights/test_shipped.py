@@ -16,7 +16,7 @@ NAMES = [folder.name for folder in FOLDERS]
 
 
 def test_they_are_small_and_some_are_there() -> None:
-    assert "spad_vt_tiny" in NAMES
+    assert {"spad_vt_tiny", "spad_vit_tiny"} <= set(NAMES)
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) < 25_000_000
 
 
@@ -31,8 +31,8 @@ def test_each_computes_what_it_did_when_it_was_made(folder: Path) -> None:
 def test_cards_tell_data_licences_compute_figures_and_limits(folder: Path) -> None:
     training = read_config(folder)["training"]
     card = (folder / CARD_FILE).read_text()
-    for word in ("Apache-2.0", "MIT", "BSD-3"):
-        assert word in " ".join(training["data"])
+    real = [name for name in training["data"] if name != "spadnet synthesis"]
+    assert all(any(word in name for word in ("Apache-2.0", "MIT", "BSD-3")) for name in real)
     for fact in (training["compute"], training["limits"], *training["figures"]):
         assert fact in card
 
