@@ -74,7 +74,7 @@ def test_files_are_turned_as_training_turns_volumes(axis: int, direction: np.nda
     """However a file stores a body, thick slices along an axis come as ``turn_to_z`` turns them."""
     body = np.arange(4 * 5 * 6.0).reshape(1, 4, 5, 6)  # towards the head, the back and the left
     world = [2 - int(np.abs(row).argmax()) for row in direction]  # the body's axis of each own one
-    flips = [1 + own for own, row in enumerate(direction) if row.sum() < 0]
+    flips = tuple(1 + own for own, row in enumerate(direction) if row.sum() < 0)
     array = np.flip(body.transpose(0, *(1 + a for a in world)), flips)
     spacing = tuple(5.0 if a == axis else 0.8 for a in world)
     grid = grid_of(array.shape[1:], spacing, direction)  # type: ignore[arg-type]
