@@ -30,13 +30,14 @@ def is_finetuning(name: str) -> bool:
 
 
 EXPERIMENTS = list(filter(is_finetuning, config_groups([config_root()])["experiment"]))
-MAPS = {"btcv_base", "chaos_base", "hippocampus_tiny", "hippocampus_hour"}
+MAPS = {"btcv_base", "chaos_base", "hippocampus_tiny", "hippocampus_hour", "hippocampus_vit_tiny"}
 CASE = TaskImage("a", torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), 0, Spacing(1, 1, 1))
 
 
 def test_the_promised_experiments_are_there() -> None:
-    promised = {"pneumonia_tiny", "adrenal_tiny", "medmnist_2d", "medmnist_3d"} | MAPS
-    assert promised == set(EXPERIMENTS)
+    classes = {"pneumonia_tiny", "adrenal_tiny", "medmnist_2d", "medmnist_3d"}
+    small = {"pneumonia_vit_tiny", "adrenal_vit_tiny"}
+    assert classes | small | MAPS == set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
