@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spadnet.layers.spad_conv import SpadConv3d
 from spadnet.models.pyramid import EncoderPyramid, Pyramid
-from spadnet.models.spad_unet import ConvNormAct, UNetDecoder, init_he
+from spadnet.models.unet_parts import ConvNormAct, UNetDecoder, init_he
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import MAX_DEGREE, required_multiple
 

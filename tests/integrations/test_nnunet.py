@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spadnet.integrations.nnunet import __main__ as command
 from spadnet.integrations.nnunet.network import PlannedUNet
 from spadnet.integrations.nnunet.plans import NETWORK, spad_architecture, spad_plans, spad_strides
-from spadnet.models.spad_unet import Stage
+from spadnet.models.unet_parts import Stage
 
 needs_nnunet = pytest.mark.skipif(
     importlib.util.find_spec("nnunetv2") is None,

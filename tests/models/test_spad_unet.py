@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from spadnet.inference.specialise import specialise
 from spadnet.layers.spad_conv import fold_depth
 from spadnet.models.registry import create_model
-from spadnet.models.spad_unet import SpadUNet, Stage
+from spadnet.models.spad_unet import SpadUNet
+from spadnet.models.unet_parts import Stage
 from spadnet.spacing import MAX_DEGREE, Spacing, depth_stride, required_multiple
 from spadnet.weights.hub import create_model as create_pretrained
 from spadnet.weights.hub import load_checkpoint, load_vit, save_pretrained

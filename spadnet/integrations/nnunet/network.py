@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from spadnet.integrations.nnunet.plans import spad_strides
 from spadnet.models.segmentor import VitSegmentor
-from spadnet.models.spad_unet import SpadUNet, UNetDecoder
+from spadnet.models.spad_unet import SpadUNet
+from spadnet.models.unet_parts import UNetDecoder
 from spadnet.models.vit import SpadViT
 
 
