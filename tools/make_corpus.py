@@ -12,6 +12,7 @@ import argparse
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,11 @@ WATER = 0.02  # attenuation per mm at the energies of a radiograph
 GRID = 2.5  # mm of the voxels that are projected
 CUBE = 64  # voxels of a shape's side
 FILLED = (0.002, 0.5)  # share of a cube that a shape takes
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its endings, which may hold a dot before them: ``ct_chest_2.5mm``."""
+    return re.sub(r"(\.seg)?\.[a-z]+(\.gz)?$", "", Path(name).name)
 
 
 class Row(NamedTuple):
@@ -142,7 +148,7 @@ def radiographs(source: Path, folder: Path, *, count: int, seed: int) -> Iterato
         attenuation[volume < -950] = 0
         air = ((volume > -950) & (volume < -600)).float()
         rng = np.random.default_rng((seed, 0, number))
-        stem = Path(name).name.partition(".")[0]
+        stem = stem_of(name)
         for index in range(count):
             picture = radiograph(attenuation, air, rng)
             path = folder / f"{stem}_{index:03d}.png"
@@ -156,7 +162,7 @@ def shapes(source: Path, folder: Path, *, count: int, seed: int) -> Iterator[Row
         image = read_image(source / name)
         labels, spacing = image.array[0], tuple(image.spacing)
         rng = np.random.default_rng((seed, 1, number))
-        stem = Path(name).name.partition(".")[0]
+        stem = stem_of(name)
         for value in np.unique(labels)[1:].tolist():
             mask = labels == value
             places = np.argwhere(mask)
@@ -171,7 +177,7 @@ def shapes(source: Path, folder: Path, *, count: int, seed: int) -> Iterator[Row
                 path = folder / f"{stem}_{int(value):03d}_{index}.nii.gz"
                 picture = SimpleITK.GetImageFromArray(cube.numpy().astype(np.uint8) * 255)
                 SimpleITK.WriteImage(picture, str(path))
-                yield Row(path, path.name.partition(".")[0], "shapes", "shape")
+                yield Row(path, stem_of(path.name), "shapes", "shape")
 
 
 def _cube(
@@ -209,7 +215,7 @@ def main() -> None:
     for name in ("radiographs", "shapes"):
         (args.out / name).mkdir(exist_ok=True)
     rows = [
-        Row((args.source / name).resolve(), Path(name).name.partition(".")[0], "scans", modality)
+        Row((args.source / name).resolve(), stem_of(name), "scans", modality)
         for name, modality in IMAGES.items()
     ]
     rows += radiographs(

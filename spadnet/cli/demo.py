@@ -62,6 +62,8 @@ def run(argv: Sequence[str]) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     plan = read_plan(out) if config.resume == "auto" else None
+    if plan is not None and plan.get("start", "scratch") != config.start:
+        raise UsageError(f"{out}: was begun with start={plan.get('start', 'scratch')}")
     if plan is None:
         plan = make_plan(config)
         out.mkdir(parents=True, exist_ok=True)
@@ -130,9 +132,9 @@ def read_plan(out: Path) -> dict[str, Any] | None:
 
 def make_plan(config: DictConfig) -> dict[str, Any]:
     """Number of steps of each stage: as configured, fewer where the machine is too slow for it."""
-    is_shipped = config.start == "shipped"
-    wanted = {"tokenizer": 0 if is_shipped else config.tokenizer.max_steps}
-    wanted["mim"] = config.mim.max_steps
+    wanted = {"tokenizer": config.tokenizer.max_steps, "mim": config.mim.max_steps}
+    if config.start == "shipped":
+        del wanted["tokenizer"]
     seconds = trial_seconds(config)
     budget = 60 * (config.minutes - _EVALUATION_MINUTES)
     needed = sum(wanted[stage] * seconds[stage] for stage in wanted)
@@ -143,9 +145,11 @@ def make_plan(config: DictConfig) -> dict[str, Any]:
             needed / 60,
             100 * share,
         )
+    steps = {f"{stage}_steps": max(int(count * share), 10) for stage, count in wanted.items()}
     return {
-        "tokenizer_steps": 0 if is_shipped else max(int(wanted["tokenizer"] * share), 10),
-        "mim_steps": max(int(wanted["mim"] * share), 10),
+        "start": config.start,
+        "tokenizer_steps": 0,
+        **steps,
         "seconds_per_step": seconds,
         "minutes": 0.0,
     }

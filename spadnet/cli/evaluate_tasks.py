@@ -152,8 +152,10 @@ def _subject(
 
 
 def _on_validation(subject: Subject) -> Subject:
+    """The task without its test split; its name tells so in tables and records."""
     share, seed = subject.settings["data"]["val_share"], subject.settings["seed"]
-    return subject._replace(task=rehearsed(subject.task, share=share, seed=seed))
+    task = rehearsed(subject.task, share=share, seed=seed)
+    return subject._replace(name=f"{subject.name} (validation)", task=task)
 
 
 def finetune_config(arguments: Sequence[str]) -> DictConfig:

@@ -11,6 +11,7 @@ from spadnet.inference.export import ENDINGS, Format, export_model
 from spadnet.inference.monai_bundle import export_bundle
 from spadnet.near_names import suggest
 from spadnet.spacing import MAX_DEGREE, Spacing
+from spadnet.weights.hub import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,13 @@ def run(argv: Sequence[str]) -> int:
     file = Path(required(options, "out", "FILE is missing: NAME.onnx or NAME.pt2")).expanduser()
     degree = _degree(options)
     if options["format"] == BUNDLE:
-        export_bundle(find_any(source), file, degree=degree)
+        export_bundle(_find(source, degree), file, degree=degree)
         logger.info("%s: MONAI bundle for degree %d", file, degree)
         return 0
     format = _format(options["format"], file)
     if file.is_dir():
         raise UsageError(f"out={file} is a folder; give a file")
-    loaded = find_any(source)
+    loaded = _find(source, degree)
     config = loaded.config
     facts = {
         "contract": loaded.contract._asdict(),
@@ -44,6 +45,19 @@ def run(argv: Sequence[str]) -> int:
     size = file.stat().st_size / 1e6
     logger.info("%s (%.1f MB, degree %d): within %.1e of the model", file, size, degree, error)
     return 0
+
+
+def _find(source: str, degree: int) -> Loaded:
+    """Load what is exported; refused where a file for this degree would compute something else."""
+    loaded = find_any(source)
+    training = loaded.config["training"]
+    task = training.get("task", {}) if isinstance(training, dict) else {}
+    if task.get("thin_logits") and 0 < degree < MAX_DEGREE:
+        raise ValueError(
+            f"{loaded.folder}: has learned to decode thin slices from thick ones, which a file for "
+            f"degree {degree} cannot; export degree 0, or use spadnet predict"
+        )
+    return loaded
 
 
 def _format(given: str | None, file: Path) -> Format:

@@ -98,6 +98,13 @@ def test_an_unknown_start_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "start must be scratch or shipped, got 'shiped'" in capsys.readouterr().err
 
 
+def test_a_demo_goes_on_from_where_it_started(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", f"out={demo}", "resume=auto", "start=shipped", *QUICK]) == 2
+    assert "was begun with start=scratch" in capsys.readouterr().err
+
+
 def test_misspelt_override_names_the_near_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

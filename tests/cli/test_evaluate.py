@@ -273,6 +273,7 @@ def test_scores_on_validation_leave_the_test_split_alone(
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     count = len(list((folders / "val").glob("*/*")))
     assert {record["num_test"] for record in records} == {count}
+    assert all(record["task"].endswith(" (validation)") for record in records)
 
 
 def test_the_experiment_of_three_sets_composes(folders: Path) -> None:

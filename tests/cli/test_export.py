@@ -7,6 +7,7 @@ import pytest
 
 from spadnet.cli import main
 from spadnet.inference.export import read_metadata
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.weights.hub import save_pretrained
 
@@ -53,6 +54,20 @@ def test_bundle_is_a_new_folder(model: Path, tmp_path: Path, capsys: Capture) ->
         1,
         f"error: {out}: exists already; choose another name for the bundle",
     )
+
+
+@pytest.mark.parametrize("form", ["onnx", "monai_bundle"])
+def test_what_decodes_thin_slices_is_not_exported_for_thick_ones(
+    tmp_path: Path, capsys: Capture, form: str
+) -> None:
+    unet = SpadUNet(in_chans=1, num_classes=2, features=(4, 8))
+    folder = save_pretrained(unet, tmp_path / "best", training={"task": {"thin_logits": True}})
+    arguments = [f"model={folder}", f"out={tmp_path / 'unet.onnx'}", f"format={form}"]
+    code, err = export(capsys, *arguments, "degree=2")
+    assert code == 1
+    assert "thin slices from thick ones" in err.splitlines()[-1]
+    assert not (tmp_path / "unet.onnx").exists()
+    assert export(capsys, *arguments, "degree=0")[0] == 0
 
 
 @pytest.mark.parametrize(

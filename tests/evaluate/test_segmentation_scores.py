@@ -61,20 +61,12 @@ class Threshold(nn.Module):
         return [torch.cat([0.5 - x, x - 0.5], 1)]
 
 
-class FirstHalf(nn.Module):
+class FirstHalf(Threshold):
     """Class 1 in the first half of what it is given along z; knows positions."""
 
-    in_chans = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nothing = nn.Parameter(torch.zeros(1))
-        self.seen: list[tuple[int, ...]] = []
-
-    def forward(self, x: Tensor, degree: int) -> Tensor:
-        self.seen.append(tuple(x.shape[2:]))
-        ramp = torch.linspace(1, -1, x.shape[2]).view(-1, 1, 1) + 0 * x
-        return torch.cat([-ramp, ramp], 1)
+    def forward(self, x: Tensor, degree: int) -> list[Tensor]:
+        ramp = torch.linspace(1, 0, x.shape[2]).view(-1, 1, 1) + 0 * x
+        return super().forward(ramp, degree)
 
 
 def test_networks_that_know_positions_see_small_images_as_in_training() -> None:
@@ -82,12 +74,12 @@ def test_networks_that_know_positions_see_small_images_as_in_training() -> None:
     rule = WindowRule((16, 16, 16), 8)
     image = torch.rand(1, 7, 16, 20)
     assert segment_view(model, image, 0, rule)[:, 0, 0].tolist() == [1] * 4 + [0] * 3
-    assert model.seen[0] == (8, 16, 16)
+    assert model.seen[0] == (0, 8, 16, 16)
     model.seen.clear()
     found = segment_view(model, image, 0, rule._replace(centred=True))
     assert found.shape == (7, 16, 20)
     assert found[:, 0, 0].tolist() == [1] * 3 + [0] * 4  # 5 slices before, 4 behind
-    assert set(model.seen) == {(16, 16, 16)}
+    assert set(model.seen) == {(0, 16, 16, 16)}
     chances = class_probabilities(model, image, 0, rule._replace(centred=True))
     assert torch.equal(chances.argmax(0), found.long())
 
