@@ -25,8 +25,10 @@ from spadnet.cli.evaluate_tasks import (
     Given,
     Subject,
     build_start,
+    check_unet,
     find_given,
     find_subjects,
+    repeats_scratch,
 )
 from spadnet.cli.evaluate_training import (
     Cases,
@@ -82,11 +84,13 @@ def run(argv: Sequence[str]) -> int:
     subjects = find_subjects(
         options, in_chans=given.model.in_chans, config_dir=config_dir_flags(argv)
     )
+    check_unet(given, subjects, options)
     check_writable(out, ["", "features", "outcomes"])
     if options["study"] == "quality":
         return run_quality(given, subjects, options, out, device, argv)
     results = Results(out)
-    extractors = build_extractors(given, options, device)
+    is_frozen = options["protocols"] != ["finetune"]
+    extractors = build_extractors(given, options, device) if is_frozen else {}
     points: dict[str, list[Point]] = {}
     duplicates: dict[str, list[Duplicate]] = {}
     for subject in subjects:
@@ -231,7 +235,9 @@ class Bench:
         subject = self.subject
         rule = subject.rule
         found = []
-        for kind in (GIVEN, SCRATCH, RECIPE):
+        settings = settings_of(subject, seed=self.options["seeds"][0])
+        is_same = repeats_scratch(self.given, subject, settings)
+        for kind in (GIVEN, SCRATCH) if is_same else (GIVEN, SCRATCH, RECIPE):
             for amount in subject.amounts:
                 for seed in self.options["seeds"]:
                     name = kind

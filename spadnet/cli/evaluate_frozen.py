@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -11,7 +11,12 @@ from spadnet.cli.evaluate_tasks import GIVEN, SCRATCH, Given, Subject, untrained
 from spadnet.cli.progress import progress
 from spadnet.data.journal import hash_of
 from spadnet.evaluate.duplicates import thumbnail_extractor
-from spadnet.evaluate.extractors import control_extractor, model_extractor, num_parameters
+from spadnet.evaluate.extractors import (
+    Encoder,
+    control_extractor,
+    model_extractor,
+    num_parameters,
+)
 from spadnet.evaluate.features import (
     Change,
     Extractor,
@@ -33,10 +38,11 @@ def build_extractors(
 ) -> dict[str, Extractor]:
     """All that features are computed with, by the name in the tables."""
     seed = options["seeds"][0]
-    scratch = untrained(given.model, seed=seed)
+    model = cast(Encoder, given.model)
+    scratch = untrained(model, seed=seed)
     arguments = [type(scratch).__name__, scratch.config(), seed]
     found = {
-        GIVEN: model_extractor(given.model.to(device), given.digest),
+        GIVEN: model_extractor(model.to(device), given.digest),
         SCRATCH: model_extractor(scratch.to(device), hash_of(arguments)),
     }
     generalist = find_generalist(options["generalist"])

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,9 +26,11 @@ from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.low_rank import add_low_rank
 from spadnet.models.segmentor import VitSegmentor
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.vit import SpadViT
 from spadnet.near_names import suggest
 from spadnet.weights.hub import load_checkpoint
+from spadnet.weights.transfer import put_unet
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +43,17 @@ class Given(NamedTuple):
     """The model that is measured.
 
     Attributes:
-        source: Where it is.
+        source: Where the user says it is.
+        folder: Where it is.
         name: Of its size.
-        model: An encoder.
+        model: An encoder, or a U-Net, which is measured by fine-tuning on label maps alone.
         digest: Hash of its configuration and weights.
     """
 
     source: str
+    folder: Path
     name: str
-    model: Encoder
+    model: Encoder | SpadUNet
     digest: str
 
 
@@ -73,17 +78,34 @@ class Subject(NamedTuple):
 
 
 def find_given(source: str) -> Given:
-    """Load the model to be measured: an encoder, or what holds one.
+    """Load the model to be measured: an encoder, or what holds one, or a U-Net.
 
     Raises:
         ValueError: If there is none; the message names the folder.
     """
     loaded = find_any(source)
-    if not isinstance(loaded.model, SpadConvNet):
+    if not isinstance(loaded.model, SpadConvNet | SpadUNet):
         loaded = load_checkpoint(loaded.folder, expect=SpadViT)
-    model = cast(Encoder, loaded.model)
+    model = cast(Encoder | SpadUNet, loaded.model)
     name = str(loaded.config["model"].get("name") or type(model).__name__)
-    return Given(source, name, model, model_digest(loaded.folder))
+    return Given(source, loaded.folder, name, model, model_digest(loaded.folder))
+
+
+def check_unet(given: Given, subjects: Sequence[Subject], options: Mapping[str, Any]) -> None:
+    """Refuse what a U-Net cannot be asked.
+
+    Raises:
+        UsageError: If it is asked for features, or for classes.
+    """
+    if not isinstance(given.model, SpadUNet):
+        return
+    if options["study"] is not None or options["protocols"] != ["finetune"]:
+        raise UsageError(
+            f"{given.source} is a U-Net, which has no features of images: "
+            "protocols=[finetune], without study="
+        )
+    if other := [subject.name for subject in subjects if subject.task.kind != "segmentation"]:
+        raise UsageError(f"{given.source} is a U-Net, which needs label maps; {other[0]} has none")
 
 
 def find_subjects(
@@ -228,6 +250,13 @@ def build_start(
         settings = {**settings, "init": None}
         return build_segmentor(settings, task) if is_map else build_classifier(settings, task)
     seed = settings["seed"]
+    if isinstance(given.model, SpadUNet):
+        torch.manual_seed(seed)
+        own = {**given.model.config(), "num_classes": len(task.classes), "deep_supervision": True}
+        unet = SpadUNet(**own)
+        if kind == GIVEN:
+            put_unet(unet, given.folder)
+        return unet
     model = untrained(given.model, seed=seed) if kind == SCRATCH else copy.deepcopy(given.model)
     torch.manual_seed(seed)
     if is_map:
@@ -248,3 +277,12 @@ def build_start(
     if mode == "lora":
         add_low_rank(model, rank=settings["recipe"]["lora_rank"])
     return model
+
+
+def repeats_scratch(given: Given, subject: Subject, settings: Mapping[str, Any]) -> bool:
+    """Whether the settings build the very network that stands for the given one untrained."""
+    with torch.device("meta"):
+        nets = [
+            cast(Any, build_start(given, kind, subject, settings)) for kind in (RECIPE, SCRATCH)
+        ]
+    return type(nets[0]) is type(nets[1]) and nets[0].config() == nets[1].config()

@@ -56,10 +56,10 @@ def find_loaded(source: str, *, expect: type[Tokenizer] | type[SpadViT]) -> Load
 def find_any(source: str) -> Loaded:
     """Load any model for inference: as it is, but of a masked image model the encoder.
 
-    A run's folder stands for its encoder or tokenizer, or for what was best in fine-tuning.
+    A run's folder stands for its encoder, U-Net or tokenizer, or for what was best in fine-tuning.
     """
     folder = Path(source).expanduser()
-    kinds = ("encoder", "tokenizer", "best")
+    kinds = ("encoder", "unet", "tokenizer", "best")
     names = [name for name in kinds if (folder / name / "config.json").is_file()]
     if len(names) == 1 and not (folder / "config.json").exists():
         source = str(folder / names[0])

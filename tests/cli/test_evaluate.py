@@ -183,6 +183,46 @@ def test_label_maps_and_several_tasks(
     }
 
 
+def unet_folder(root: Path) -> Path:
+    """A run's folder with a pre-trained U-Net: all of its weights are far from a random start."""
+    torch.manual_seed(3)
+    model = create_model("spad_unet_tiny", in_chans=1, num_classes=1)
+    for weight in model.parameters():
+        weight.data.add_(0.5)
+    save_pretrained(model, root / "unet", name="spad_unet_tiny")
+    return root
+
+
+def test_unet_is_fine_tuned_beside_its_own_random_start(
+    evaluate: Run, thin_maps: Path, tmp_path: Path
+) -> None:
+    source = unet_folder(tmp_path / "pretrained")
+    settings = f"finetune={{{FINETUNE}, data: {{{DATA}, {MAPS}}}, model: spad_unet_tiny}}"
+    arguments = [f"model={source}", f"tasks={{blobs: {{path: {thin_maps}}}}}", settings]
+    arguments += ["protocols=[finetune]", "seeds=[0]", "shares=[2]"]
+    assert evaluate(*arguments, path=None) == 0
+    records = [r for r in read(tmp_path / "out") if r["metric"] == "dice"]
+    dice = {r["model"]: r["value"] for r in records}
+    assert set(dice) == {"given", "scratch"}  # the settings build no third network
+    assert dice["given"] != dice["scratch"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("protocols=[probe,finetune]", "is a U-Net, which has no features of images"),
+        ("study=quality", "is a U-Net, which has no features of images"),
+        ("seeds=[0]", "is a U-Net, which needs label maps; data has none"),
+    ],
+)
+def test_unet_is_asked_for_label_maps_alone(
+    evaluate: Run, tmp_path: Path, capsys: Capture, argument: str, message: str
+) -> None:
+    source = unet_folder(tmp_path / "pretrained")
+    assert evaluate(f"model={source}", "protocols=[finetune]", argument) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("protocol", ["probe", "finetune"])
 def test_quality_of_images(evaluate: Run, tmp_path: Path, protocol: str) -> None:
     arguments = (
