@@ -5,7 +5,7 @@ spadnet preprocess in=CORPUS/corpus.csv out=STORE crop=false
 
 Beside the images, but those that the package holds out, there are two kinds of images made of them:
 radiographs, which are line integrals of CT through the body in random poses, and binary shapes of
-organs out of the label maps.
+organs out of the label maps. CORPUS/label_maps holds those label maps for data.label_maps.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import csv
 import io
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("radiographs", "shapes"):
+    for name in ("radiographs", "shapes", "label_maps"):
         (args.out / name).mkdir(exist_ok=True)
     rows = [
         Row((args.source / name).resolve(), stem_of(name), "scans", modality)
@@ -222,6 +223,8 @@ def main() -> None:
         args.source, args.out / "radiographs", count=args.radiographs, seed=args.seed
     )
     rows += shapes(args.source, args.out / "shapes", count=args.shapes, seed=args.seed)
+    for name in LABELS:
+        shutil.copyfile(args.source / name, args.out / "label_maps" / Path(name).name)
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(Row._fields)
