@@ -20,6 +20,8 @@ from spadnet.cli.finetune_model import (
     in_chans,
     recipe_mode,
     recipe_optim,
+    start_head,
+    starts_as_probe,
     target_loss,
 )
 from spadnet.cli.training import plain, record_and_fit
@@ -154,6 +156,7 @@ def train_best(
         loss = SegmentationLoss(num_classes=len(task.classes))
     else:
         loss, statistics = target_loss(settings, task, train)
+    start_head(model, settings, task, statistics, train=train, val=cases.val)
     found: dict[str, Any] = {}
 
     def keep(state: nn.Module, step: int, scores: Mapping[str, float]) -> None:
@@ -176,6 +179,7 @@ def train_best(
         chosen_by=CHOOSING[task.kind],
         every_steps=settings["validate"]["every_steps"],
         patience=settings["validate"]["patience"],
+        from_start=starts_as_probe(settings, task),
     )
     module = FinetuneTask(
         model,

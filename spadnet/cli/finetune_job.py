@@ -24,6 +24,8 @@ from spadnet.cli.finetune_model import (
     in_chans,
     recipe_mode,
     recipe_optim,
+    start_head,
+    starts_as_probe,
     target_loss,
 )
 from spadnet.cli.finetune_scores import (
@@ -107,6 +109,7 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
     except ValueError as error:
         raise ValueError(f"{settings['data']['path']}: {error}") from error
     mode, optim = recipe_mode(settings), recipe_optim(settings)
+    starts_as_probe(settings, task)
     is_map = task.kind == "segmentation"
     model = build_segmentor(settings, task) if is_map else build_classifier(settings, task)
     rule = preparation(settings["data"], in_chans=in_chans(model), is_map=is_map)
@@ -134,6 +137,7 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
         if window is not None
         else _target_goal(settings, task, rule, train, val)
     )
+    start_head(model, settings, task, goal.statistics, train=train, val=val)
     module = FinetuneTask(
         model,
         goal.loss,
@@ -159,6 +163,7 @@ def keep_best(job: Job, settings: Mapping[str, Any], save: Save) -> KeepBest:
         chosen_by=CHOOSING[job.task.kind],
         every_steps=settings["validate"]["every_steps"],
         patience=settings["validate"]["patience"],
+        from_start=starts_as_probe(settings, job.task),
     )
 
 

@@ -1,6 +1,7 @@
 """The model and the loss of a fine-tuning from its configuration."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +13,7 @@ from spadnet.cli.training import build_model, optim_settings
 from spadnet.cli.usage import UsageError
 from spadnet.data.task_images import TaskImage
 from spadnet.data.tasks import TaskData, class_counts
+from spadnet.evaluate.probe_head import put_probe
 from spadnet.losses.targets import OutputKind, TargetLoss, balanced_weights, num_outputs
 from spadnet.models.classifier import AttentionClassifier
 from spadnet.models.low_rank import add_low_rank
@@ -29,6 +31,7 @@ from spadnet.weights.transfer import put_tokenizer, put_unet
 logger = logging.getLogger(__name__)
 
 MODES = ("full", "probe", "attention", "lora")
+HEADS = ("random", "probe")
 
 
 class Statistics(NamedTuple):
@@ -44,6 +47,38 @@ def recipe_mode(settings: Mapping[str, Any]) -> str:
     if mode not in MODES:
         raise UsageError(f"unknown recipe.mode {mode!r}{suggest(str(mode), MODES)}")
     return str(mode)
+
+
+def starts_as_probe(settings: Mapping[str, Any], task: TaskData) -> bool:
+    """Whether the head starts as a linear probe; refused where there is no such head."""
+    head, mode = str(settings["recipe"]["first_head"]), recipe_mode(settings)
+    if head not in HEADS:
+        raise UsageError(f"unknown recipe.first_head {head!r}{suggest(head, HEADS)}")
+    if head == "probe" and (mode == "attention" or task.kind == "segmentation"):
+        what = "label maps" if task.kind == "segmentation" else "recipe.mode=attention"
+        raise UsageError(f"recipe.first_head=probe does not fit {what}; leave it out")
+    return head == "probe"
+
+
+def start_head(
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    task: TaskData,
+    statistics: Statistics,
+    *,
+    train: Sequence[TaskImage],
+    val: Sequence[TaskImage],
+) -> None:
+    """Make the head a linear probe of the encoder's features where the recipe says so."""
+    if not starts_as_probe(settings, task):
+        return
+    device = None
+    if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    fit = put_probe(
+        model, train, val, kind=cast(OutputKind, task.kind), device=device, **statistics._asdict()
+    )
+    logger.info("head: linear probe of %d cases, penalty %g", len(train), fit.chosen)
 
 
 def recipe_optim(settings: Mapping[str, Any]) -> OptimSettings:

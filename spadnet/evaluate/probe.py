@@ -45,6 +45,34 @@ class Fitted(NamedTuple):
     num_trained: int
 
 
+class LinearFit(NamedTuple):
+    """A linear model of features.
+
+    Attributes:
+        scaling: Of the features.
+        weight: Of the scaled features, [C, K].
+        bias: [K].
+        link: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
+        chosen: The penalty.
+    """
+
+    scaling: Scaling
+    weight: Tensor
+    bias: Tensor
+    link: str
+    chosen: float
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Probabilities or values [N, K] of features [N, C]."""
+        return _predict(self.scaling(x), self.weight, self.bias, self.link)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight [K, C] and bias [K] of a linear layer that takes the features as they are."""
+        weight = self.weight.double() / self.scaling.std.double()[:, None]
+        bias = self.bias.double() - self.scaling.mean.double() @ weight
+        return weight.T.float().contiguous(), bias.float()
+
+
 def fit_probe(
     x: Tensor,
     y: Tensor,
@@ -55,7 +83,7 @@ def fit_probe(
     score: Callable[[Tensor], float],
     penalties: Sequence[float] = PENALTIES,
 ) -> Fitted:
-    """Fit a linear model for each penalty and keep the one that scores best on validation.
+    """Predict with the linear model of :func:`fit_linear`.
 
     Args:
         x: Training features, [N, C].
@@ -63,6 +91,31 @@ def fit_probe(
         link: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
         val: Validation features, [M, C].
         others: Features to predict in the end.
+        score: Scores a prediction of ``val``, [M, K].
+        penalties: To choose from.
+    """
+    fit = fit_linear(x, y, link=link, val=val, score=score, penalties=penalties)
+    return Fitted(
+        [fit.predict(other) for other in others], fit.chosen, (x.shape[1] + 1) * y.shape[1]
+    )
+
+
+def fit_linear(
+    x: Tensor,
+    y: Tensor,
+    *,
+    link: str,
+    val: Tensor,
+    score: Callable[[Tensor], float],
+    penalties: Sequence[float] = PENALTIES,
+) -> LinearFit:
+    """Fit a linear model for each penalty and keep the one that scores best on validation.
+
+    Args:
+        x: Training features, [N, C].
+        y: Probabilities of classes, labels or values, [N, K].
+        link: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
+        val: Validation features, [M, C].
         score: Scores a prediction of ``val``, [M, K]; more is better. Equal scores go to the
             larger penalty.
         penalties: To choose from.
@@ -73,35 +126,29 @@ def fit_probe(
     if x.shape[1] > len(x):  # the solution lies in the span of the features
         basis = torch.linalg.qr(x.T).Q
         x, val = x @ basis, val @ basis
-    offset, spread = y.mean(0), torch.ones(y.shape[1])
+    offset, spread = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
     if link == "identity":
-        spread = y.std(0, correction=0).clamp_min(1e-6)
-    y = (y - offset) / spread if link == "identity" else y
+        offset, spread = y.mean(0), y.std(0, correction=0).clamp_min(1e-6)
+    y = (y - offset) / spread
     weight, bias = torch.zeros(x.shape[1], y.shape[1]), torch.zeros(y.shape[1])
     best: tuple[float, float, Tensor, Tensor] | None = None
     for penalty in sorted(penalties, reverse=True):
         weight, bias = _minimise(x, y, weight, bias, link=link, penalty=penalty)
-        found = score(_predict(val, weight, bias, link, offset, spread))
+        found = score(_predict(val, weight * spread, bias * spread + offset, link))
         found = -math.inf if math.isnan(found) else found
         if best is None or found > best[0]:
             best = found, penalty, weight, bias
     assert best is not None
     _, chosen, weight, bias = best
-    predictions = []
-    for other in others:
-        z = scaling(other)
-        z = z if basis is None else z @ basis
-        predictions.append(_predict(z, weight, bias, link, offset, spread))
-    return Fitted(predictions, chosen, (len(scaling.mean) + 1) * y.shape[1])
+    weight = weight if basis is None else basis @ weight
+    return LinearFit(scaling, weight * spread, bias * spread + offset, link, chosen)
 
 
-def _predict(
-    x: Tensor, weight: Tensor, bias: Tensor, link: str, offset: Tensor, spread: Tensor
-) -> Tensor:
+def _predict(x: Tensor, weight: Tensor, bias: Tensor, link: str) -> Tensor:
     z = x @ weight + bias
     if link == "softmax":
         return z.softmax(1)
-    return z.sigmoid() if link == "sigmoid" else z * spread + offset
+    return z.sigmoid() if link == "sigmoid" else z
 
 
 def _minimise(

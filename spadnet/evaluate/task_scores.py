@@ -1,7 +1,7 @@
 """Predict the cases of a task with a fine-tuned model, and score them case by case."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -53,25 +53,47 @@ def predict_targets(
         batch_size: Cases that pass the model together.
         flips: Of z, y, x (0, 1, 2) those mirrored in a second run whose prediction is averaged.
     """
+
+    def predict(x: Tensor, degree: int) -> Tensor:
+        outputs = [to_prediction(kind, model(x, degree), mean=mean, std=std)]
+        for axis in flips:
+            mirrored = model(x.flip(2 + axis), degree)
+            outputs.append(to_prediction(kind, mirrored, mean=mean, std=std))
+        return torch.stack(outputs).mean(0)
+
+    return Predictions(
+        [case.key for case in images],
+        run_in_batches(predict, model, images, batch_size=batch_size).numpy(),
+        np.stack([case.target.numpy() for case in images]),
+    )
+
+
+@torch.no_grad()
+def run_in_batches(
+    function: Callable[[Tensor, int], Tensor],
+    model: nn.Module,
+    images: Sequence[TaskImage],
+    *,
+    batch_size: int = 32,
+) -> Tensor:
+    """Results [N, K] of a function of images and their degree, in the order of the cases.
+
+    Args:
+        function: Takes images [B, C, D, H, W] on the model's device, gives [B, K].
+        model: Tells device and channels.
+        images: Cases; those of one size and degree pass together.
+        batch_size: Cases that pass together.
+    """
     device = next(model.parameters()).device
     channels = int(cast(Any, getattr(model, "vit", model)).in_chans)
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, case in enumerate(images):
         groups[case.degree, *case.image.shape].append(index)
-    values: dict[int, np.ndarray] = {}
+    rows: dict[int, Tensor] = {}
     for (degree, *_), members in groups.items():
         for first in range(0, len(members), batch_size):
             part = members[first : first + batch_size]
             x = torch.stack([images[i].image for i in part]).to(device).float()
-            x = x.expand(-1, channels, -1, -1, -1)
-            outputs = [to_prediction(kind, model(x, degree), mean=mean, std=std)]
-            for axis in flips:
-                mirrored = model(x.flip(2 + axis), degree)
-                outputs.append(to_prediction(kind, mirrored, mean=mean, std=std))
-            found = torch.stack(outputs).mean(0).cpu().numpy()
-            values |= dict(zip(part, found, strict=True))
-    return Predictions(
-        [case.key for case in images],
-        np.stack([values[i] for i in range(len(images))]),
-        np.stack([case.target.numpy() for case in images]),
-    )
+            found = function(x.expand(-1, channels, -1, -1, -1), degree).cpu()
+            rows |= dict(zip(part, found, strict=True))
+    return torch.stack([rows[i] for i in range(len(images))])

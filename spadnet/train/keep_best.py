@@ -28,6 +28,7 @@ class KeepBest(Callback):
         chosen_by: str,
         every_steps: int,
         patience: int | None = None,
+        from_start: bool = False,
     ) -> None:
         """Configure.
 
@@ -37,6 +38,7 @@ class KeepBest(Callback):
             chosen_by: Name of the score that decides; more is better.
             every_steps: Steps between two scores; the last step is always scored.
             patience: Scores without a better one after which to stop; None for never.
+            from_start: Whether the state before the first step is scored as well.
         """
         if every_steps < 1 or (patience is not None and patience < 1):
             raise ValueError(
@@ -47,6 +49,7 @@ class KeepBest(Callback):
         self.chosen_by = chosen_by
         self.every_steps = every_steps
         self.patience = patience
+        self.from_start = from_start
         self.latest: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.best_step = 0
@@ -68,10 +71,12 @@ class KeepBest(Callback):
             setattr(self, name, value)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a training that has stopped early as it is."""
+        """Leave a training that has stopped early as it is; score one that begins."""
         if self.has_stopped:
             logger.info("stopped early before; best after step %d", self.best_step)
             trainer.should_stop = True
+        if self.from_start and finished_steps(trainer) == 0:
+            self._judge(cast(FinetuneTask, pl_module), 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,13 +85,20 @@ class KeepBest(Callback):
         step = finished_steps(trainer)
         if step % self.every_steps and step < trainer.num_training_batches:
             return
-        model = cast(FinetuneTask, pl_module).final_model
-        was_training = model.training
-        scores = dict(self.score(model.eval()))
-        model.train(was_training)
+        scores = self._judge(cast(FinetuneTask, pl_module), step)
         self.latest = {f"val/{name}": value for name, value in scores.items()}
         for log in trainer.loggers:  # not by the module, which would repeat them at later steps
             log.log_metrics(self.latest, step=step - 1)
+        if self.patience is not None and self.without_better >= self.patience:
+            self.has_stopped = trainer.should_stop = True
+            logger.info("no better score %d times in a row: stopping", self.without_better)
+
+    def _judge(self, module: FinetuneTask, step: int) -> dict[str, float]:
+        """Score the state after a step, and keep it if it is the best."""
+        model = module.final_model
+        was_training = model.training
+        scores = dict(self.score(model.eval()))
+        model.train(was_training)
         value = scores[self.chosen_by]
         value = -math.inf if math.isnan(value) else value  # one class alone has no AUC
         best = self.best.get(self.chosen_by, -math.inf)
@@ -104,6 +116,4 @@ class KeepBest(Callback):
             self.best[self.chosen_by],
             self.best_step,
         )
-        if self.patience is not None and self.without_better >= self.patience:
-            self.has_stopped = trainer.should_stop = True
-            logger.info("no better score %d times in a row: stopping", self.without_better)
+        return scores

@@ -63,6 +63,21 @@ def test_frozen_encoder_from_a_checkpoint(
             assert torch.equal(after[prefix + name], value), name
 
 
+def test_head_starts_as_a_probe_which_may_stay_best(
+    finetune: Callable[..., int], tmp_path: Path, capsys: Capture
+) -> None:
+    """Steps that would ruin it leave the first state, which has learned dark from bright."""
+    arguments = ("recipe.first_head=probe", "optim.lr=0", "optim.final_lr=0")
+    assert finetune(*VIT, *arguments) == 0
+    assert "head: linear probe of 12 cases" in capsys.readouterr().err
+    best = load_checkpoint(tmp_path / "run" / "best").config["training"]
+    assert best["steps"] == 0
+    assert best["validation"]["auc"] == 1
+    assert finetune(*VIT, *arguments, "resume=auto", "trainer.max_steps=6") == 0
+    records = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {r["value"] for r in records if r["metric"] == "auc"} == {1.0}
+
+
 def test_low_rank_corrections_are_merged(finetune: Callable[..., int], tmp_path: Path) -> None:
     assert finetune(*VIT, "recipe.mode=lora", "recipe.lora_rank=2") == 0
     assert (
@@ -193,6 +208,7 @@ def test_segmentors_start_from_what_was_trained(
         ((), 1, "must name the label map's values"),
         (MAPS[:1], 2, "data.crop=[z,y,x] is missing"),
         ((*MAPS, "recipe.mode=probe"), 2, "is for classes and values"),
+        ((*MAPS, "recipe.first_head=probe"), 2, "first_head=probe does not fit label maps"),
         ((*MAPS, "data.size=[1,2,3]"), 2, "data.spacing resamples label maps"),
         ((*MAPS, "data.classes=[background]"), 1, "voxel values [1] are not among the 1"),
     ],
@@ -223,6 +239,7 @@ def test_wrong_segmentation_is_told_in_one_line(
         (["model=spad_vt_tiny"], 2, "does not fit"),
         (["recipe.mode=probing"], 2, "unknown recipe.mode 'probing'; did you mean 'probe'"),
         (["recipe.mode=probe"], 2, "are for a spad_vit"),
+        (["recipe.first_head=prob"], 2, "unknown recipe.first_head 'prob'; did you mean 'probe'"),
         (["trainer.devices=2"], 2, "several devices is not supported yet"),
         (["recipe.class_weights=[1]"], 2, "must be balanced or 2 numbers"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
