@@ -17,7 +17,7 @@ from spadnet.data.folder import load_folder
 from spadnet.data.hold_out import keep_out
 from spadnet.data.identity import identity_of_volumes
 from spadnet.data.image import file_name
-from spadnet.data.labelled_steps import JoinedSteps, LabelledSteps
+from spadnet.data.labelled_steps import JoinedSteps, LabelledSource, LabelledSteps
 from spadnet.data.samples import list_samples, load_samples
 from spadnet.data.volume import Volume, to_volume
 from spadnet.inference.trained_range import TrainedRange
@@ -186,13 +186,7 @@ def _labelled_steps(settings: Mapping[str, Any]) -> tuple[LabelledSteps, list[La
         raise UsageError(f"disentangle takes even data.tokens, got {list(tokens)}")
     degrees = range(MAX_DEGREE + 1) if section["degrees"] is None else section["degrees"]
     maps = maps_to_train_on(section, degrees=degrees)
-    source = partial(
-        labelled_images,
-        source=_known_anatomy(section),
-        severities=tuple(severities) if wanted["num_views"] == 2 else None,
-        label_maps=maps,
-        label_map_share=section["label_map_share"],
-    )
+    source = known_anatomies(settings, maps)
     budget = wanted["token_budget"]
     steps = LabelledSteps(
         source,
@@ -205,6 +199,18 @@ def _labelled_steps(settings: Mapping[str, Any]) -> tuple[LabelledSteps, list[La
         token_budget=section["token_budget"] if budget is None else budget,
     )
     return steps, maps
+
+
+def known_anatomies(settings: Mapping[str, Any], maps: Sequence[LabelMap] = ()) -> LabelledSource:
+    """Synthetic images of known anatomy, in the views that ``disentangle`` takes."""
+    section, wanted = settings["data"], settings["disentangle"]
+    return partial(
+        labelled_images,
+        source=_known_anatomy(section),
+        severities=tuple(wanted["severities"]) if wanted["num_views"] == 2 else None,
+        label_maps=maps,
+        label_map_share=section["label_map_share"],
+    )
 
 
 def _synthesis(section: Mapping[str, Any]) -> SyntheticSource:

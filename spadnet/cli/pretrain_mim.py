@@ -50,16 +50,14 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("trainer.strategy=fsdp takes one objective")
     tokenizer = needed_tokenizer(settings)
     task, data = prepare(settings, tokenizer)
-    validate = None
-    if tokenizer is not None:  # other objectives have nothing to be judged by yet
-        encoder_chans = encoder_of(task.model).in_chans
-        validate = build_validation(
-            settings,
-            data,
-            run_dir(config),
-            in_chans=common_channels(encoder_chans, tokenizer.in_chans, settings["tokenizer"]),
-            judge=partial(mim_judge, settings, tokenizer=tokenizer),
-        )
+    has_images = set(objective_weights(settings)) != {"disentangle"}
+    validate = build_validation(
+        settings,
+        data,
+        run_dir(config),
+        in_chans=_channels(task, settings, tokenizer) if has_images else None,
+        judge=partial(mim_judge, settings, tokenizer=tokenizer, degrees=data.degrees),
+    )
     result = train(task, data, config, argv=argv, verb=VERB, validate=validate)
     code = stopped(result, config, argv=argv, verb=VERB)
     if code is not None:
@@ -100,16 +98,21 @@ def prepare(settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> tuple[P
     """Build the task and its data from a composed configuration."""
     weights = objective_weights(settings)
     task = build_task(settings, tokenizer)
-    in_chans = encoder_of(task.model).in_chans
-    if tokenizer is not None:
-        in_chans = common_channels(in_chans, tokenizer.in_chans, str(settings["tokenizer"]))
     data = build_data(
         settings,
-        in_chans=in_chans,
+        in_chans=_channels(task, settings, tokenizer),
         images=set(weights) != {"disentangle"},
         labelled="disentangle" in weights,
     )
     return task, data
+
+
+def _channels(task: PretrainTask, settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> int:
+    """Channels of the images that all models take."""
+    own = encoder_of(task.model).in_chans
+    if tokenizer is None:
+        return own
+    return common_channels(own, tokenizer.in_chans, str(settings["tokenizer"]))
 
 
 def rebuild(settings: Mapping[str, Any]) -> Training:

@@ -9,13 +9,21 @@ import torch
 import yaml
 from torch import nn
 
-from spadnet.cli.data import Data, load_held_out
+from spadnet.cli.data import Data, known_anatomies, load_held_out
 from spadnet.cli.finetune_data import find_task, preparation, read_split
+from spadnet.cli.objectives import objective_weights
 from spadnet.cli.usage import UsageError, config_root
 from spadnet.data.task_images import TaskImage
 from spadnet.evaluate.held_out import HeldOut
 from spadnet.evaluate.held_out_views import held_out_views
 from spadnet.evaluate.knn_probe import probe_accuracy
+from spadnet.evaluate.objective_scores import (
+    Anatomy,
+    make_anatomies,
+    pixel_pictures,
+    pixel_scores,
+    prototype_scores,
+)
 from spadnet.evaluate.validation import (
     MaskRule,
     mim_pictures,
@@ -25,8 +33,12 @@ from spadnet.evaluate.validation import (
     tokenizer_scores,
 )
 from spadnet.losses.perceptual import build_perceptual
+from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures
+from spadnet.models.mae import MaskedAutoencoder
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
+from spadnet.models.vit import SpadViT
+from spadnet.synthesis.dataset import NUM_LABELS
 from spadnet.train.validation import Judge, Picture, Scores, Validate
 
 logger = logging.getLogger(__name__)
@@ -39,7 +51,7 @@ def build_validation(
     data: Data,
     folder: Path,
     *,
-    in_chans: int,
+    in_chans: int | None,
     judge: Callable[[Sequence[HeldOut]], Judge],
 ) -> Validate | None:
     """Validation of a pre-training; None where it was switched off.
@@ -48,15 +60,24 @@ def build_validation(
         settings: Composed configuration as plain types.
         data: Batches of the training, and the images kept out of it.
         folder: Run folder.
-        in_chans: Channels of the images.
+        in_chans: Channels of the images; None where the training takes none.
         judge: How a model is judged on held-out images.
     """
     section = settings["validate"]
     if section["every_steps"] is None:
         return None
-    volumes = load_held_out(section, data, in_chans=in_chans)
+    images = [] if in_chans is None else _held_out(section, data, in_chans)
+    return Validate(
+        judge(images),
+        folder,
+        every_steps=section["every_steps"],
+        panels_every_steps=section["panels_every_steps"],
+    )
+
+
+def _held_out(section: Mapping[str, Any], data: Data, in_chans: int) -> list[HeldOut]:
     images = held_out_views(
-        volumes,
+        load_held_out(section, data, in_chans=in_chans),
         degrees=data.degrees,
         per_degree=section["per_degree"],
         tokens=section["tokens"],
@@ -66,12 +87,7 @@ def build_validation(
     counts = {degree: sum(image.degree == degree for image in images) for degree in data.degrees}
     words = ", ".join(f"{count} of degree {degree}" for degree, count in counts.items())
     logger.info("validation on held-out images: %s", words)
-    return Validate(
-        judge(images),
-        folder,
-        every_steps=section["every_steps"],
-        panels_every_steps=section["panels_every_steps"],
-    )
+    return images
 
 
 def tokenizer_judge(settings: Mapping[str, Any], images: Sequence[HeldOut]) -> Judge:
@@ -91,32 +107,69 @@ def tokenizer_judge(settings: Mapping[str, Any], images: Sequence[HeldOut]) -> J
 
 
 def mim_judge(
-    settings: Mapping[str, Any], images: Sequence[HeldOut], *, tokenizer: Tokenizer
+    settings: Mapping[str, Any],
+    images: Sequence[HeldOut],
+    *,
+    tokenizer: Tokenizer | None,
+    degrees: Sequence[int],
 ) -> Judge:
-    """Judge of stage 2: the loss behind masks beside the constant predictor; perhaps a probe."""
-    rule = MaskRule(tuple(settings["data"]["tokens"]), settings["mask_ratio"], settings["seed"])
+    """Judge of an encoder: each objective beside what knows nothing; perhaps a probe.
+
+    Args:
+        settings: Composed configuration as plain types.
+        images: Held-out images, of the objectives that take images.
+        tokenizer: Of the objective ``tokens``.
+        degrees: That the training draws.
+    """
+    window, seed = tuple(settings["data"]["tokens"]), settings["seed"]
+    rule = MaskRule(window, settings["mask_ratio"], seed)
+    sparse = rule._replace(mask_ratio=settings["pixels"]["mask_ratio"])
     shown = one_of_each_degree(images)
     section = settings["validate"]["probe"]
-    probe = None if section["path"] is None else probe_cases(section, seed=settings["seed"])
+    probe = None if section["path"] is None else probe_cases(section, seed=seed)
+    anatomies: list[Anatomy] = []
+    if "disentangle" in objective_weights(settings):
+        anatomies = make_anatomies(
+            known_anatomies(settings),
+            degrees=degrees,
+            per_degree=settings["validate"]["per_degree"],
+            tokens=window,
+        )
 
     def score(model: nn.Module) -> Scores:
-        mim = _masked_model(model)
-        values = mim_scores(mim, tokenizer, images, rule)
-        if probe is not None:
+        values: dict[str, float] = {}
+        for part in model.modules():
+            if isinstance(part, MaskedImageModel) and tokenizer is not None:
+                values |= mim_scores(part, tokenizer, images, rule)
+            elif isinstance(part, MaskedAutoencoder):
+                values |= _named("pixels", pixel_scores(part, images, sparse))
+            elif isinstance(part, VitDenseFeatures | UNetDenseFeatures):
+                found = prototype_scores(
+                    part,
+                    anatomies,
+                    num_labels=max(NUM_LABELS),
+                    temperature=settings["disentangle"]["temperature"],
+                )
+                values |= _named("disentangle", found)
+        vit = next((part for part in model.modules() if isinstance(part, SpadViT)), None)
+        if probe is not None and vit is not None:
             train, val = probe
             neighbours = section["neighbours"]
-            values["knn_accuracy"] = probe_accuracy(mim.vit, train, val, neighbours=neighbours)
+            values["knn_accuracy"] = probe_accuracy(vit, train, val, neighbours=neighbours)
         return Scores(values)
 
-    return Judge(
-        score,
-        lambda model: _pictures(mim_pictures(_masked_model(model), tokenizer, shown, rule)),
-    )
+    def draw(model: nn.Module) -> Any:
+        for part in model.modules():
+            if isinstance(part, MaskedImageModel) and tokenizer is not None:
+                yield from _pictures(mim_pictures(part, tokenizer, shown, rule))
+            elif isinstance(part, MaskedAutoencoder):
+                yield from _pictures(pixel_pictures(part, shown, sparse))
+
+    return Judge(score, draw)
 
 
-def _masked_model(model: nn.Module) -> MaskedImageModel:
-    """The model that predicts codes, alone or among those of other objectives."""
-    return next(part for part in model.modules() if isinstance(part, MaskedImageModel))
+def _named(objective: str, scores: Mapping[str, float]) -> dict[str, float]:
+    return {f"{objective}_{name}": value for name, value in scores.items()}
 
 
 def probe_cases(

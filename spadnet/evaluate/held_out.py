@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -13,6 +13,8 @@ from spadnet.spacing import Spacing, required_multiple
 
 _Part = TypeVar("_Part")
 _Pooled = TypeVar("_Pooled")
+
+_WINDOWS_AT_ONCE = 16
 
 Grid = tuple[int, int, int]
 """Size or place on a token grid, (z, y, x)."""
@@ -140,6 +142,24 @@ def cut_window(image: Tensor, start: Grid, size: Grid, degree: int, *, stride: i
     for axis, (first, count, step) in enumerate(zip(start, size, steps, strict=True), start=2):
         image = image.narrow(axis, first * step, count * step)
     return image
+
+
+def cover(held_out: HeldOut, window: Window, *, stride: int = 16) -> Iterator[Tensor]:
+    """Batches [B, C, d, h, w] of the windows that cover an image, sixteen at most in each."""
+    grid = token_grid(held_out.image, held_out.degree, stride=stride)
+    size = window_size(window, grid, held_out.degree)
+    starts = iter(window_starts(grid, size))
+    while some := list(islice(starts, _WINDOWS_AT_ONCE)):
+        cuts = [cut_window(held_out.image, at, size, held_out.degree, stride=stride) for at in some]
+        yield torch.cat(cuts)
+
+
+def middle_window(held_out: HeldOut, window: Window, *, stride: int = 16) -> Tensor:
+    """The window [1, C, d, h, w] in the middle of an image."""
+    grid = token_grid(held_out.image, held_out.degree, stride=stride)
+    size = window_size(window, grid, held_out.degree)
+    z, y, x = ((whole - length) // 2 for whole, length in zip(grid, size, strict=True))
+    return cut_window(held_out.image, (z, y, x), size, held_out.degree, stride=stride)
 
 
 def repeat_grey(image: Tensor, channels: int) -> Tensor:

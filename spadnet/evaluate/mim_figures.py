@@ -6,8 +6,7 @@ baseline.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,18 +17,13 @@ from spadnet.evaluate.held_out import (
     HeldOut,
     Window,
     by_degree,
-    cut_window,
+    cover,
     evaluating,
     repeat_grey,
-    token_grid,
-    window_size,
-    window_starts,
 )
 from spadnet.losses.mim import soft_cross_entropy
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
-
-_WINDOWS_AT_ONCE = 16
 
 
 class MimScore(NamedTuple):
@@ -104,7 +98,7 @@ def mim_figures(
         for place, held_out in enumerate(images):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
             batches = []
-            for batch in _windows(held_out, window, stride=tokenizer.stride):
+            for batch in cover(held_out, window, stride=tokenizer.stride):
                 batch = batch.to(model.mask_token.device)
                 colour = repeat_grey(batch, tokenizer.in_chans)
                 target = tokenizer.token_logits(colour, held_out.degree)
@@ -136,16 +130,6 @@ class _MimSums(NamedTuple):
             math.fsum(part.entropy for part in parts),
             sum(part.num for part in parts),
         )
-
-
-def _windows(held_out: HeldOut, window: Window, *, stride: int) -> Iterator[Tensor]:
-    """Batches [B, C, d, h, w] of the windows that cover an image."""
-    grid = token_grid(held_out.image, held_out.degree, stride=stride)
-    size = window_size(window, grid, held_out.degree)
-    starts = iter(window_starts(grid, size))
-    while some := list(islice(starts, _WINDOWS_AT_ONCE)):
-        cuts = [cut_window(held_out.image, at, size, held_out.degree, stride=stride) for at in some]
-        yield torch.cat(cuts)
 
 
 def _masked_sums(

@@ -93,6 +93,10 @@ _VALIDATION = (
     Chart("LPIPS", "distance", ("val/lpips",)),
     Chart("Loss behind masks", "nats", ("val/loss", "val/constant", "val/own_mean")),
     Chart("Loss behind masks by degree", "nats", prefix="val/loss_degree"),
+    Chart("Voxels behind masks", "squared error", ("val/pixels_loss", "val/pixels_constant")),
+    Chart("Voxels behind masks by degree", "squared error", prefix="val/pixels_loss_degree"),
+    Chart("Structures mixed up", "nats", ("val/disentangle_loss", "val/disentangle_constant")),
+    Chart("Structures mixed up by degree", "nats", prefix="val/disentangle_loss_degree"),
     Chart("k-NN accuracy", "share", ("val/knn_accuracy",)),
     Chart("Scores", "score", ("val/auc", "val/accuracy", "val/dice", "val/kappa", "val/r2")),
 )

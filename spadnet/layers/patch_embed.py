@@ -46,6 +46,13 @@ class PatchEmbed(nn.Module):
         x = x.unflatten(2, (grid[0], step))  # [B, C, d, p_z, h, k, w, k]
         return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
+    def unpatchify(self, patches: Tensor, grid: Sequence[int], degree: int) -> Tensor:
+        """Put patches [B, L, C_in * p_z * k * k] of a grid together again, [B, C_in, D, H, W]."""
+        step, size = depth_stride(self.patch_size, degree), self.patch_size
+        x = patches.unflatten(1, tuple(grid)).unflatten(4, (-1, step, size, size))
+        x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)  # [B, C, d, p_z, h, k, w, k]
+        return x.flatten(6).flatten(4, 5).flatten(2, 3)
+
     def project(self, patches: Tensor, degree: int) -> Tensor:
         """Embed patches [B, L, C_in * p_z * k * k] as tokens [B, L, C]."""
         weight = fold_depth(self.proj.weight, stride=self.patch_size, degree=degree)

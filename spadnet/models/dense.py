@@ -8,7 +8,7 @@ from spadnet.models.pyramid import Pyramid
 from spadnet.models.segmentor import STRIDE, default_out_indices
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.vit import SpadViT
-from spadnet.spacing import required_multiple
+from spadnet.spacing import depth_stride, required_multiple
 
 
 class VitDenseFeatures(nn.Module):
@@ -104,3 +104,15 @@ class UNetDenseFeatures(nn.Module):
     def forward(self, x: Tensor, degree: int) -> Tensor:
         """Return features [B, C, D, H, W] of volumes [B, C_in, D, H, W] in [0, 1]."""
         return self.project(self.unet.forward_features(x, degree)[0], 0)
+
+
+def coarse_labels(labels: Tensor, *, stride: int, degree: int) -> Tensor:
+    """Labels [B, d, h, w] in the middle of each cell of features of a stride.
+
+    Args:
+        labels: Labels of voxels, [B, D, H, W].
+        stride: In-plane stride of the features.
+        degree: Anisotropy of the image.
+    """
+    depth = depth_stride(stride, degree)
+    return labels[:, depth // 2 :: depth, stride // 2 :: stride, stride // 2 :: stride]

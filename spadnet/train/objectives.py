@@ -15,12 +15,11 @@ from spadnet.data.masking import random_visible_index
 from spadnet.losses.mim import position_cross_entropy
 from spadnet.losses.pixels import pixel_errors
 from spadnet.losses.prototypes import TEMPERATURE, prototype_loss
-from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures
+from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures, coarse_labels
 from spadnet.models.frozen import FrozenTargets
 from spadnet.models.mae import MaskedAutoencoder
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.tokenizer import Tokenizer
-from spadnet.spacing import depth_stride
 
 
 class Draw(NamedTuple):
@@ -174,18 +173,6 @@ class PrototypeObjective(Objective):
             other_view=features[1] if len(images) > 1 else None,
             temperature=self.temperature,
         )
-
-
-def coarse_labels(labels: Tensor, *, stride: int, degree: int) -> Tensor:
-    """Labels [B, d, h, w] in the middle of each cell of features of a stride.
-
-    Args:
-        labels: Labels of voxels, [B, D, H, W].
-        stride: In-plane stride of the features.
-        degree: Anisotropy of the image.
-    """
-    depth = depth_stride(stride, degree)
-    return labels[:, depth // 2 :: depth, stride // 2 :: stride, stride // 2 :: stride]
 
 
 def match_channels(image: Tensor, channels: int) -> Tensor:

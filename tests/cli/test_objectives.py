@@ -24,6 +24,8 @@ TINY = (
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
     "trainer.max_steps=2",
+    "validate.per_degree=1",
+    "validate.tokens=[2,4,4]",
     "logger.tensorboard=false",
     "callbacks.show_progress=false",
 )
@@ -77,6 +79,10 @@ def test_objectives_need_no_tokenizer_and_say_what_they_were(
     assert config["training"].items() >= facts.items()
     assert ("my pictures" in config["training"]["data"]) == ("data=synthesis" not in arguments)
     assert ("spadnet synthesis" in config["training"]["data"]) == ("disentangle" in str(facts))
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    for name in ("pixels", "disentangle"):
+        assert (f"val/{name}_loss" in found) == (name in facts["objective"])
+    assert (tmp_path / "run" / "panels").exists() == ("pixels" in facts["objective"])
     card = (folder / "README.md").read_text()
     assert all(f"- {name}: {value}" in card for name, value in facts.items())
     embedding = load_encoder(folder)(pictures / "a.png")

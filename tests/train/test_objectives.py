@@ -13,7 +13,7 @@ from spadnet.data.crop_plan import crop_size
 from spadnet.losses.mim import constant_baseline
 from spadnet.losses.pixels import pixel_loss
 from spadnet.losses.prototypes import prototype_loss
-from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures
+from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures, coarse_labels
 from spadnet.models.mae import MaskedAutoencoder
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.quantizer import SoftQuantizer
@@ -27,7 +27,6 @@ from spadnet.train.objectives import (
     PixelObjective,
     PrototypeObjective,
     TokenObjective,
-    coarse_labels,
 )
 from spadnet.train.optim import OptimSettings
 from spadnet.train.pretrain_task import Part, PretrainTask
