@@ -16,7 +16,7 @@ NAMES = [folder.name for folder in FOLDERS]
 
 
 def test_they_are_small_and_some_are_there() -> None:
-    assert {"spad_vt_tiny", "spad_vit_tiny"} <= set(NAMES)
+    assert {"spad_vt_tiny", "spad_vit_tiny", "spad_unet_small"} <= set(NAMES)
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*") if file.is_file()) < 25_000_000
 
 
