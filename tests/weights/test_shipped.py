@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from spadnet.cli.doctor import run
+from spadnet.models.registry import create_model
+from spadnet.models.spad_unet import SpadUNet
 from spadnet.weights.available import list_models
 from spadnet.weights.checkpoint import CARD_FILE, GOLDEN_FILE, read_config
 from spadnet.weights.golden import check_golden
 from spadnet.weights.hub import load_pretrained
 from spadnet.weights.source import SHIPPED
+from spadnet.weights.transfer import put_unet
 
 FOLDERS = sorted(path for path in SHIPPED.iterdir() if path.is_dir())
 NAMES = [folder.name for folder in FOLDERS]
@@ -35,6 +38,16 @@ def test_cards_tell_data_licences_compute_figures_and_limits(folder: Path) -> No
     assert all(any(word in name for word in ("Apache-2.0", "MIT", "BSD-3")) for name in real)
     for fact in (training["compute"], training["limits"], *training["figures"]):
         assert fact in card
+
+
+def test_unet_starts_networks_of_its_widths() -> None:
+    unet = create_model("spad_unet_small", in_chans=2, num_classes=3)  # one level deeper
+    assert isinstance(unet, SpadUNet)
+    before = {key: value.clone() for key, value in unet.state_dict().items()}
+    found = put_unet(unet, "spad_unet_small")
+    changed = {key for key, value in unet.state_dict().items() if not value.equal(before[key])}
+    assert changed == set(found.taken)
+    assert "4 levels of the encoder, 3 of the decoder" in str(found)
 
 
 def test_they_are_listed() -> None:
