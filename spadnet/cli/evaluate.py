@@ -52,6 +52,9 @@ from spadnet.losses.scores import CHOOSING
 
 logger = logging.getLogger(__name__)
 
+_VERSION = 1
+"""Higher whenever the same settings come to give other results."""
+
 
 class Plan(NamedTuple):
     """A point, the cases it learns from, and how it is computed.
@@ -206,7 +209,7 @@ class Bench:
                     options["seeds"][:1] if amount.share == 1 and not is_map else options["seeds"]
                 )
                 for seed in seeds:
-                    settings = hash_of([digest, options["cells"] if is_map else None, 1])
+                    settings = hash_of([digest, options["cells"] if is_map else None, _VERSION])
                     point = Point(subject.name, name, protocol, str(amount), seed, settings)
                     few = few_shot(subject.task, amount, seed=seed)
                     found.append(Plan(point, few, partial(self._frozen, point, few)))
@@ -250,7 +253,7 @@ class Bench:
                         if key not in ("out", "name", "resume", "paths", "logger", "callbacks")
                     }
                     weights = self.given.digest if kind != RECIPE else None
-                    marks = hash_of([data_digest(subject.task, rule), weights, relevant, 1])
+                    marks = hash_of([data_digest(subject.task, rule), weights, relevant, _VERSION])
                     point = Point(subject.name, name, "finetune", str(amount), seed, marks)
                     few = few_shot(subject.task, amount, seed=seed)
                     found.append(Plan(point, few, partial(self._trained, kind, point, few)))

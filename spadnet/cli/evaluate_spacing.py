@@ -24,6 +24,8 @@ from spadnet.spacing import MAX_DEGREE
 
 logger = logging.getLogger(__name__)
 
+_VERSION = 2
+"""Higher whenever the same settings come to give other results."""
 _THIN = ("data.thick_slices=0.0",)
 
 
@@ -107,7 +109,9 @@ def _run_task(
             settings = settings_of(subject, seed=seed, extra=training.extra)
             kept = ("model", "data", "optim", "recipe", "trainer", "validate", "seed")
             rules = {name: settings[name] for name in kept}
-            marks = hash_of([data_digest(subject.task, subject.rule), rules, slabs, training.share])
+            marks = hash_of(
+                [data_digest(subject.task, subject.rule), rules, slabs, training.share, _VERSION]
+            )
             points = {
                 (name, condition): Point(
                     subject.name, name, "spacing", condition.label, seed, marks

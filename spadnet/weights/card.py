@@ -15,10 +15,12 @@ embedding = encoder("image.nii.gz")  # .cls [C], .tokens [D, H, W, C], .grid, .s
 }
 _USE["SpadUNet"] = """\
 from spadnet.weights.hub import load_pretrained
+
 unet = load_pretrained("FOLDER")
 logits = unet(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())"""
 _USE["SpadConvNet"] = _USE["AttentionClassifier"] = """\
 from spadnet.weights.hub import load_pretrained
+
 classifier = load_pretrained("FOLDER")
 logits = classifier(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())"""
 _USE["VitSegmentor"] = _USE["TokenizerSegmentor"] = _USE["SpadUNet"].replace("unet", "segmentor")
