@@ -37,6 +37,7 @@ from spadnet.cli.evaluate_training import (
     test_outcome,
     train_best,
 )
+from spadnet.cli.finetune_model import first_head
 from spadnet.cli.trained import choose_device
 from spadnet.cli.training import plain
 from spadnet.data.journal import hash_of
@@ -47,13 +48,10 @@ from spadnet.evaluate.features import Extractor, Features, data_digest
 from spadnet.evaluate.few_shot import few_shot
 from spadnet.evaluate.frozen import Targets, read_targets, run_frozen
 from spadnet.evaluate.intervals import Outcome
-from spadnet.evaluate.records import Point, Results
+from spadnet.evaluate.records import VERSION, Point, Results
 from spadnet.losses.scores import CHOOSING
 
 logger = logging.getLogger(__name__)
-
-_VERSION = 1
-"""Higher whenever the same settings come to give other results."""
 
 
 class Plan(NamedTuple):
@@ -209,7 +207,7 @@ class Bench:
                     options["seeds"][:1] if amount.share == 1 and not is_map else options["seeds"]
                 )
                 for seed in seeds:
-                    settings = hash_of([digest, options["cells"] if is_map else None, _VERSION])
+                    settings = hash_of([digest, options["cells"] if is_map else None, VERSION])
                     point = Point(subject.name, name, protocol, str(amount), seed, settings)
                     few = few_shot(subject.task, amount, seed=seed)
                     found.append(Plan(point, few, partial(self._frozen, point, few)))
@@ -238,8 +236,9 @@ class Bench:
         subject = self.subject
         rule = subject.rule
         found = []
-        settings = settings_of(subject, seed=self.options["seeds"][0])
-        is_same = repeats_scratch(self.given, subject, settings)
+        first = settings_of(subject, seed=self.options["seeds"][0])
+        first_head(first, subject.task, model=self.given.model)
+        is_same = repeats_scratch(self.given, subject, first)
         for kind in (GIVEN, SCRATCH) if is_same else (GIVEN, SCRATCH, RECIPE):
             for amount in subject.amounts:
                 for seed in self.options["seeds"]:
@@ -253,7 +252,7 @@ class Bench:
                         if key not in ("out", "name", "resume", "paths", "logger", "callbacks")
                     }
                     weights = self.given.digest if kind != RECIPE else None
-                    marks = hash_of([data_digest(subject.task, rule), weights, relevant, _VERSION])
+                    marks = hash_of([data_digest(subject.task, rule), weights, relevant, VERSION])
                     point = Point(subject.name, name, "finetune", str(amount), seed, marks)
                     few = few_shot(subject.task, amount, seed=seed)
                     found.append(Plan(point, few, partial(self._trained, kind, point, few)))

@@ -25,7 +25,7 @@ from spadnet.evaluate.few_shot import few_shot
 from spadnet.evaluate.frozen import Targets, read_targets, run_frozen
 from spadnet.evaluate.intervals import Outcome
 from spadnet.evaluate.quality_study import chosen_cases, mix_images, mix_rows, quality_page
-from spadnet.evaluate.records import Point, Results
+from spadnet.evaluate.records import VERSION, Point, Results
 from spadnet.evaluate.segmentation_scores import dice_of, segment_view
 from spadnet.evaluate.task_scores import predict_targets
 from spadnet.losses.targets import OutputKind
@@ -157,9 +157,9 @@ class _Study:
             settings = settings_of(self.subject, seed=seed)
             kept = ("model", "data", "optim", "recipe", "trainer", "validate")
             rules = {key: settings[key] for key in kept}
-            marks = hash_of([data, self.given.digest, rules])
+            marks = hash_of([data, self.given.digest, rules, VERSION])
         else:
-            marks = hash_of([data, self.extractors[name].digest, self.options["cells"]])
+            marks = hash_of([data, self.extractors[name].digest, self.options["cells"], VERSION])
         protocol = f"quality-{self.rules['protocol']}"
         label = f"{amount}, degraded {100 * share:g}% in training and {100 * test:g}% in test"
         return Point(self.subject.name, name, protocol, label, seed, marks)

@@ -17,15 +17,13 @@ from spadnet.data.task_images import TaskImage
 from spadnet.evaluate.costs import measured
 from spadnet.evaluate.features import data_digest
 from spadnet.evaluate.intervals import Outcome
-from spadnet.evaluate.records import Point, Results
+from spadnet.evaluate.records import VERSION, Point, Results
 from spadnet.evaluate.spacing_study import AXES, Condition, conditions, spacing_page
 from spadnet.evaluate.thick_slices import RepeatedSlices, Way, thick_dice
 from spadnet.spacing import MAX_DEGREE
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
-"""Higher whenever the same settings come to give other results."""
 _THIN = ("data.thick_slices=0.0",)
 
 
@@ -110,7 +108,7 @@ def _run_task(
             kept = ("model", "data", "optim", "recipe", "trainer", "validate", "seed")
             rules = {name: settings[name] for name in kept}
             marks = hash_of(
-                [data_digest(subject.task, subject.rule), rules, slabs, training.share, _VERSION]
+                [data_digest(subject.task, subject.rule), rules, slabs, training.share, VERSION]
             )
             points = {
                 (name, condition): Point(

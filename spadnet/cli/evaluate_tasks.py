@@ -99,10 +99,11 @@ def check_unet(given: Given, subjects: Sequence[Subject], options: Mapping[str, 
     """
     if not isinstance(given.model, SpadUNet):
         return
-    if options["study"] is not None or options["protocols"] != ["finetune"]:
+    if options["study"] is not None:
+        raise UsageError(f"{given.source} is a U-Net, which study= is not for")
+    if options["protocols"] != ["finetune"]:
         raise UsageError(
-            f"{given.source} is a U-Net, which has no features of images: "
-            "protocols=[finetune], without study="
+            f"{given.source} is a U-Net, which has no features of images: protocols=[finetune]"
         )
     if other := [subject.name for subject in subjects if subject.task.kind != "segmentation"]:
         raise UsageError(f"{given.source} is a U-Net, which needs label maps; {other[0]} has none")

@@ -17,11 +17,11 @@ from spadnet.cli.finetune_job import without_deep_supervision
 from spadnet.cli.finetune_model import (
     Statistics,
     check_mixup,
+    first_head,
     in_chans,
     recipe_mode,
     recipe_optim,
     start_head,
-    starts_as_probe,
     target_loss,
 )
 from spadnet.cli.training import plain, record_and_fit
@@ -179,7 +179,7 @@ def train_best(
         chosen_by=CHOOSING[task.kind],
         every_steps=settings["validate"]["every_steps"],
         patience=settings["validate"]["patience"],
-        from_start=starts_as_probe(settings, task),
+        from_start=first_head(settings, task, model=model) == "probe",
     )
     module = FinetuneTask(
         model,

@@ -32,11 +32,11 @@ def run(argv: Sequence[str]) -> int:
     if config is None:
         return 0
     folder = run_dir(config)
-    _refuse_early(config, folder)
+    checkpoint = _refuse_early(config, folder)
     task = find_task(plain(config))
     config = with_length(config, num_cases=len(task.of("train")))
     settings = plain(config)
-    job = prepare_job(settings, task)
+    job = prepare_job(settings, task, is_resumed=checkpoint is not None)
     save = saver(job, settings, folder)
     result = record_and_fit(
         job.module,
@@ -63,15 +63,16 @@ def rebuild(settings: Mapping[str, Any]) -> Training:
     return Training(job.module, job.data)
 
 
-def _refuse_early(config: DictConfig, folder: Path) -> None:
-    """Refuse what cannot work before anything is read."""
-    checkpoint_to_resume(folder, config.resume)
+def _refuse_early(config: DictConfig, folder: Path) -> Path | None:
+    """Refuse what cannot work before anything is read; the checkpoint to go on from, if any."""
+    checkpoint = checkpoint_to_resume(folder, config.resume)
     choose_precision(config.trainer.precision)
     if config.trainer.devices != 1 or find_launch() is not None:
         raise UsageError(
             "fine-tuning on several devices is not supported yet; trainer.devices=1, and "
             "data.micro_batch=N where a batch does not fit"
         )
+    return checkpoint
 
 
 def with_length(config: DictConfig, *, num_cases: int) -> DictConfig:

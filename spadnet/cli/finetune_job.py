@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +22,11 @@ from spadnet.cli.finetune_model import (
     build_classifier,
     build_segmentor,
     check_mixup,
+    first_head,
     in_chans,
     recipe_mode,
     recipe_optim,
     start_head,
-    starts_as_probe,
     target_loss,
 )
 from spadnet.cli.finetune_scores import (
@@ -48,6 +49,8 @@ from spadnet.train.finetune_task import FinetuneTask
 from spadnet.train.keep_best import KeepBest
 from spadnet.weights.contract import contract_of
 from spadnet.weights.hub import save_pretrained
+
+logger = logging.getLogger(__name__)
 
 
 class Save(Protocol):
@@ -92,12 +95,13 @@ class _Goal(NamedTuple):
     statistics: Statistics
 
 
-def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
+def prepare_job(settings: Mapping[str, Any], task: TaskData, *, is_resumed: bool = False) -> Job:
     """Build the model, read the images and put the training together; nothing is written.
 
     Args:
         settings: Composed configuration as plain types.
         task: Cases, as :func:`spadnet.cli.finetune_data.find_task` finds them.
+        is_resumed: Whether a checkpoint's weights take the place of the first ones.
 
     Raises:
         UsageError: If settings do not fit each other or the task.
@@ -109,7 +113,9 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
     except ValueError as error:
         raise ValueError(f"{settings['data']['path']}: {error}") from error
     mode, optim = recipe_mode(settings), recipe_optim(settings)
-    starts_as_probe(settings, task)
+    head = first_head(settings, task)
+    if head == "probe" and settings["init"] is None:
+        logger.warning("recipe.first_head=probe without init=: a probe of random features")
     is_map = task.kind == "segmentation"
     model = build_segmentor(settings, task) if is_map else build_classifier(settings, task)
     rule = preparation(settings["data"], in_chans=in_chans(model), is_map=is_map)
@@ -137,7 +143,8 @@ def prepare_job(settings: Mapping[str, Any], task: TaskData) -> Job:
         if window is not None
         else _target_goal(settings, task, rule, train, val)
     )
-    start_head(model, settings, task, goal.statistics, train=train, val=val)
+    if not is_resumed:
+        start_head(model, settings, task, goal.statistics, train=train, val=val)
     module = FinetuneTask(
         model,
         goal.loss,
@@ -163,7 +170,7 @@ def keep_best(job: Job, settings: Mapping[str, Any], save: Save) -> KeepBest:
         chosen_by=CHOOSING[job.task.kind],
         every_steps=settings["validate"]["every_steps"],
         patience=settings["validate"]["patience"],
-        from_start=starts_as_probe(settings, job.task),
+        from_start=first_head(settings, job.task) == "probe",
     )
 
 

@@ -1,7 +1,6 @@
 """The model and the loss of a fine-tuning from its configuration."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +15,7 @@ from spadnet.data.tasks import TaskData, class_counts
 from spadnet.evaluate.probe_head import put_probe
 from spadnet.losses.targets import OutputKind, TargetLoss, balanced_weights, num_outputs
 from spadnet.models.classifier import AttentionClassifier
+from spadnet.models.conv_net import SpadConvNet
 from spadnet.models.low_rank import add_low_rank
 from spadnet.models.segmentor import VitSegmentor
 from spadnet.models.spad_unet import SpadUNet
@@ -26,6 +26,7 @@ from spadnet.near_names import suggest
 from spadnet.train.finetune_task import target_statistics
 from spadnet.train.initial_weights import start_from
 from spadnet.train.optim import OptimSettings
+from spadnet.train.run import device_kind
 from spadnet.weights.transfer import put_tokenizer, put_unet
 
 logger = logging.getLogger(__name__)
@@ -49,15 +50,31 @@ def recipe_mode(settings: Mapping[str, Any]) -> str:
     return str(mode)
 
 
-def starts_as_probe(settings: Mapping[str, Any], task: TaskData) -> bool:
-    """Whether the head starts as a linear probe; refused where there is no such head."""
-    head, mode = str(settings["recipe"]["first_head"]), recipe_mode(settings)
+def first_head(
+    settings: Mapping[str, Any], task: TaskData, *, model: nn.Module | None = None
+) -> str:
+    """How the head starts; refused where it cannot start as a probe.
+
+    Args:
+        settings: Composed configuration as plain types.
+        task: What is predicted.
+        model: What is trained, where the settings do not say.
+    """
+    head = str(settings["recipe"]["first_head"])
     if head not in HEADS:
         raise UsageError(f"unknown recipe.first_head {head!r}{suggest(head, HEADS)}")
-    if head == "probe" and (mode == "attention" or task.kind == "segmentation"):
-        what = "label maps" if task.kind == "segmentation" else "recipe.mode=attention"
-        raise UsageError(f"recipe.first_head=probe does not fit {what}; leave it out")
-    return head == "probe"
+    # Statistics of an untrained network's batch norms are none of the batches that it will see.
+    name = str(settings["model"]["name"])
+    is_conv = name.startswith("spad_conv_") if model is None else isinstance(model, SpadConvNet)
+    if head == "probe":
+        for what, applies in (
+            ("label maps", task.kind == "segmentation"),
+            ("recipe.mode=attention", recipe_mode(settings) == "attention"),
+            ("a spad_conv", is_conv),
+        ):
+            if applies:
+                raise UsageError(f"recipe.first_head=probe does not fit {what}; leave it out")
+    return head
 
 
 def start_head(
@@ -70,11 +87,9 @@ def start_head(
     val: Sequence[TaskImage],
 ) -> None:
     """Make the head a linear probe of the encoder's features where the recipe says so."""
-    if not starts_as_probe(settings, task):
+    if first_head(settings, task, model=model) != "probe":
         return
-    device = None
-    if settings["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device(device_kind(settings["trainer"]["accelerator"]))
     fit = put_probe(
         model, train, val, kind=cast(OutputKind, task.kind), device=device, **statistics._asdict()
     )

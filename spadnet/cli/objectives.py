@@ -45,6 +45,11 @@ def objective_weights(settings: Mapping[str, Any]) -> dict[str, float]:
     return chosen
 
 
+def takes_images(settings: Mapping[str, Any]) -> bool:
+    """Whether an objective wants images; ``disentangle`` makes its own."""
+    return set(objective_weights(settings)) != {"disentangle"}
+
+
 def build_parts(
     settings: Mapping[str, Any],
     encoder: SpadViT | SpadUNet,

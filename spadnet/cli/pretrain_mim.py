@@ -11,7 +11,7 @@ from torch import nn
 
 from spadnet.cli.configure import configure
 from spadnet.cli.data import Data, build_data
-from spadnet.cli.objectives import build_parts, objective_weights
+from spadnet.cli.objectives import build_parts, objective_weights, takes_images
 from spadnet.cli.trained import find_tokenizer
 from spadnet.cli.training import (
     Training,
@@ -24,7 +24,7 @@ from spadnet.cli.training import (
     training_facts,
 )
 from spadnet.cli.usage import UsageError
-from spadnet.cli.validation import build_validation, mim_judge
+from spadnet.cli.validation import build_validation, encoder_judge
 from spadnet.models.mim import MaskedImageModel
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
@@ -50,13 +50,14 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("trainer.strategy=fsdp takes one objective")
     tokenizer = needed_tokenizer(settings)
     task, data = prepare(settings, tokenizer)
-    has_images = set(objective_weights(settings)) != {"disentangle"}
+    has_images = takes_images(settings)
     validate = build_validation(
         settings,
         data,
         run_dir(config),
         in_chans=_channels(task, settings, tokenizer) if has_images else None,
-        judge=partial(mim_judge, settings, tokenizer=tokenizer, degrees=data.degrees),
+        min_tokens=2,  # one of them is masked
+        judge=partial(encoder_judge, settings, tokenizer=tokenizer, degrees=data.degrees),
     )
     result = train(task, data, config, argv=argv, verb=VERB, validate=validate)
     code = stopped(result, config, argv=argv, verb=VERB)
@@ -101,7 +102,7 @@ def prepare(settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> tuple[P
     data = build_data(
         settings,
         in_chans=_channels(task, settings, tokenizer),
-        images=set(weights) != {"disentangle"},
+        images=takes_images(settings),
         labelled="disentangle" in weights,
     )
     return task, data
@@ -132,14 +133,14 @@ def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {"objective": weights}
     if "tokens" in weights:
         facts["tokenizer"] = Path(str(settings["tokenizer"])).name
-    if set(weights) != {"disentangle"}:
+    if takes_images(settings):
         share = 1.0 if data["source"] == "synthesis" else data["synthetic_share"]
         facts["synthetic_share"] = share
     if "disentangle" in weights:
         facts["disentangle"] = "labelled synthetic images alone"
         if data["label_maps"] is not None:
             facts["label_map_share"] = data["label_map_share"]
-    if set(weights) == {"disentangle"} and str(settings["model"]["name"]).startswith("spad_vit_"):
+    if not takes_images(settings) and str(settings["model"]["name"]).startswith("spad_vit_"):
         facts["feature of an image"] = "mean token; no objective asked for the class token"
     return facts
 

@@ -1,10 +1,12 @@
 """What pre-training is validated on, from a ``validate`` section."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -14,7 +16,7 @@ from spadnet.cli.finetune_data import find_task, preparation, read_split
 from spadnet.cli.objectives import objective_weights
 from spadnet.cli.usage import UsageError, config_root
 from spadnet.data.task_images import TaskImage
-from spadnet.evaluate.held_out import HeldOut
+from spadnet.evaluate.held_out import HeldOut, token_grid
 from spadnet.evaluate.held_out_views import held_out_views
 from spadnet.evaluate.knn_probe import probe_accuracy
 from spadnet.evaluate.objective_scores import (
@@ -52,6 +54,7 @@ def build_validation(
     folder: Path,
     *,
     in_chans: int | None,
+    min_tokens: int = 1,
     judge: Callable[[Sequence[HeldOut]], Judge],
 ) -> Validate | None:
     """Validation of a pre-training; None where it was switched off.
@@ -61,12 +64,13 @@ def build_validation(
         data: Batches of the training, and the images kept out of it.
         folder: Run folder.
         in_chans: Channels of the images; None where the training takes none.
+        min_tokens: Images of fewer tokens are left out.
         judge: How a model is judged on held-out images.
     """
     section = settings["validate"]
     if section["every_steps"] is None:
         return None
-    images = [] if in_chans is None else _held_out(section, data, in_chans)
+    images = [] if in_chans is None else _held_out(section, data, in_chans, min_tokens)
     return Validate(
         judge(images),
         folder,
@@ -75,7 +79,9 @@ def build_validation(
     )
 
 
-def _held_out(section: Mapping[str, Any], data: Data, in_chans: int) -> list[HeldOut]:
+def _held_out(
+    section: Mapping[str, Any], data: Data, in_chans: int, min_tokens: int
+) -> list[HeldOut]:
     images = held_out_views(
         load_held_out(section, data, in_chans=in_chans),
         degrees=data.degrees,
@@ -84,6 +90,14 @@ def _held_out(section: Mapping[str, Any], data: Data, in_chans: int) -> list[Hel
     )
     if not images:
         raise UsageError("validate.path: no image has a degree that the training draws")
+    large = [one for one in images if math.prod(token_grid(one.image, one.degree)) >= min_tokens]
+    if len(large) < len(images):
+        logger.warning(
+            "%d of %d held-out images are too small to hide a part of them, and left out",
+            len(images) - len(large),
+            len(images),
+        )
+    images = large
     counts = {degree: sum(image.degree == degree for image in images) for degree in data.degrees}
     words = ", ".join(f"{count} of degree {degree}" for degree, count in counts.items())
     logger.info("validation on held-out images: %s", words)
@@ -106,7 +120,7 @@ def tokenizer_judge(settings: Mapping[str, Any], images: Sequence[HeldOut]) -> J
     return Judge(score, lambda model: _pictures(tokenizer_pictures(cast(Tokenizer, model), shown)))
 
 
-def mim_judge(
+def encoder_judge(
     settings: Mapping[str, Any],
     images: Sequence[HeldOut],
     *,
@@ -126,6 +140,8 @@ def mim_judge(
     sparse = rule._replace(mask_ratio=settings["pixels"]["mask_ratio"])
     shown = one_of_each_degree(images)
     section = settings["validate"]["probe"]
+    if section["path"] is not None and str(settings["model"]["name"]).startswith("spad_unet_"):
+        raise UsageError("validate.probe is for a spad_vit")
     probe = None if section["path"] is None else probe_cases(section, seed=seed)
     anatomies: list[Anatomy] = []
     if "disentangle" in objective_weights(settings):
@@ -139,9 +155,9 @@ def mim_judge(
     def score(model: nn.Module) -> Scores:
         values: dict[str, float] = {}
         for part in model.modules():
-            if isinstance(part, MaskedImageModel) and tokenizer is not None:
+            if isinstance(part, MaskedImageModel) and tokenizer is not None and images:
                 values |= mim_scores(part, tokenizer, images, rule)
-            elif isinstance(part, MaskedAutoencoder):
+            elif isinstance(part, MaskedAutoencoder) and images:
                 values |= _named("pixels", pixel_scores(part, images, sparse))
             elif isinstance(part, VitDenseFeatures | UNetDenseFeatures):
                 found = prototype_scores(
@@ -158,7 +174,7 @@ def mim_judge(
             values["knn_accuracy"] = probe_accuracy(vit, train, val, neighbours=neighbours)
         return Scores(values)
 
-    def draw(model: nn.Module) -> Any:
+    def draw(model: nn.Module) -> Iterator[Picture]:
         for part in model.modules():
             if isinstance(part, MaskedImageModel) and tokenizer is not None:
                 yield from _pictures(mim_pictures(part, tokenizer, shown, rule))
@@ -197,5 +213,5 @@ def probe_cases(
     return splits[0], splits[1]
 
 
-def _pictures(found: Any) -> Any:
+def _pictures(found: Iterable[tuple[str, np.ndarray]]) -> Iterator[Picture]:
     return (Picture(*pair) for pair in found)

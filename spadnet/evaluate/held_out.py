@@ -162,6 +162,11 @@ def middle_window(held_out: HeldOut, window: Window, *, stride: int = 16) -> Ten
     return cut_window(held_out.image, (z, y, x), size, held_out.degree, stride=stride)
 
 
+def mask_generator(seed: int, place: int) -> torch.Generator:
+    """Source of the masks of an image; they depend on its place in the list alone."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + place)
+
+
 def repeat_grey(image: Tensor, channels: int) -> Tensor:
     """A grey image [B, 1, D, H, W] with the channels that a network takes; others as they are."""
     return image.expand(-1, channels, -1, -1, -1) if image.shape[1] == 1 else image

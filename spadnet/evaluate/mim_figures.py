@@ -19,6 +19,7 @@ from spadnet.evaluate.held_out import (
     by_degree,
     cover,
     evaluating,
+    mask_generator,
     repeat_grey,
 )
 from spadnet.losses.mim import soft_cross_entropy
@@ -96,7 +97,7 @@ def mim_figures(
     parts: list[_MimSums] = []
     with evaluating(model, tokenizer):
         for place, held_out in enumerate(images):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+            generator = mask_generator(seed, place)
             batches = []
             for batch in cover(held_out, window, stride=tokenizer.stride):
                 batch = batch.to(model.mask_token.device)

@@ -15,6 +15,7 @@ from spadnet.evaluate.held_out import (
     by_degree,
     cover,
     evaluating,
+    mask_generator,
     middle_window,
     repeat_grey,
 )
@@ -26,7 +27,7 @@ from spadnet.losses.prototypes import prototype_loss
 from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures, coarse_labels
 from spadnet.models.mae import MaskedAutoencoder
 
-_SEED = 0x7E1D  # of the first anatomy; those of a training are drawn from 2^63
+_SEED = 0x7E1D  # of the first anatomy; a training draws below 2^62 and hardly ever meets them
 
 
 class Sums(NamedTuple):
@@ -61,7 +62,7 @@ def pixel_scores(
     found = []
     with evaluating(model):
         for place, held_out in enumerate(on_model(images, model)):
-            generator = torch.Generator().manual_seed(rule.seed * 1_000_003 + place)
+            generator = mask_generator(rule.seed, place)
             parts = []
             for batch in cover(held_out, rule.window, stride=embed.patch_size):
                 num = math.prod(embed.grid_size(batch.shape[2:], held_out.degree))
@@ -87,7 +88,7 @@ def pixel_pictures(
     """
     embed = model.vit.patch_embed
     for place, held_out in enumerate(on_model(images, model)):
-        generator = torch.Generator().manual_seed(rule.seed * 1_000_003 + place)
+        generator = mask_generator(rule.seed, place)
         window = middle_window(held_out, rule.window, stride=embed.patch_size)
         grid = embed.grid_size(window.shape[2:], held_out.degree)
         visible = random_visible_index(

@@ -16,6 +16,7 @@ from spadnet.evaluate.held_out import (
     Window,
     cut_window,
     evaluating,
+    mask_generator,
     repeat_grey,
     token_grid,
     window_size,
@@ -88,7 +89,7 @@ def panels(
     """
     made: list[Panel] = []
     for place, held_out in enumerate(images):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+        generator = mask_generator(seed, place)
         views = masked_views(
             model, tokenizer, held_out, window=window, mask_ratio=mask_ratio, generator=generator
         )

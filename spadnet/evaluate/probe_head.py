@@ -40,16 +40,25 @@ def put_probe(
         mean: Of the values in training, which the head's outputs are scaled by.
         std: Of the values in training.
         device: Where features are computed; the model's own by default.
+
+    Returns:
+        What was fitted. It knows nothing of class weights, smoothed labels and mixed images.
+
+    Raises:
+        ValueError: If features are not finite; the message names the case.
     """
     head = cast(nn.Linear, model.head)
     home, was_training = head.weight.device, model.training
     model.to(device or home).eval()
     cast(Any, model).head = nn.Identity()
     try:
-        features = [run_in_batches(model, model, images) for images in (train, val)]
+        features = [run_in_batches(model, images, model=model) for images in (train, val)]
     finally:
         cast(Any, model).head = head
         model.to(home).train(was_training)
+    for images, found in zip((train, val), features, strict=True):
+        if bad := [case.key for case, row in zip(images, found, strict=True) if not _finite(row)]:
+            raise ValueError(f"{bad[0]}: the encoder's features are not finite")
     truth = np.stack([case.target.numpy() for case in val])
 
     def score(prediction: Tensor) -> float:
@@ -71,6 +80,10 @@ def put_probe(
         head.weight.copy_(weight)
         head.bias.copy_(bias)
     return fit
+
+
+def _finite(row: Tensor) -> bool:
+    return bool(torch.isfinite(row).all())
 
 
 def _wanted(kind: OutputKind, targets: Tensor, width: int) -> Tensor:

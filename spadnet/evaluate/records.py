@@ -17,6 +17,9 @@ from spadnet.evaluate.intervals import Outcome, interval, resamples, score_draws
 
 logger = logging.getLogger(__name__)
 
+VERSION = 2
+"""Part of every point's settings: higher whenever the same ones come to give other results."""
+
 
 class Point(NamedTuple):
     """One training and its scores on the test split.

@@ -31,7 +31,6 @@ class Predictions(NamedTuple):
         return score_targets(kind, self.values, self.target)
 
 
-@torch.no_grad()
 def predict_targets(
     model: nn.Module,
     images: Sequence[TaskImage],
@@ -63,7 +62,7 @@ def predict_targets(
 
     return Predictions(
         [case.key for case in images],
-        run_in_batches(predict, model, images, batch_size=batch_size).numpy(),
+        run_in_batches(predict, images, model=model, batch_size=batch_size).numpy(),
         np.stack([case.target.numpy() for case in images]),
     )
 
@@ -71,17 +70,17 @@ def predict_targets(
 @torch.no_grad()
 def run_in_batches(
     function: Callable[[Tensor, int], Tensor],
-    model: nn.Module,
     images: Sequence[TaskImage],
     *,
+    model: nn.Module,
     batch_size: int = 32,
 ) -> Tensor:
     """Results [N, K] of a function of images and their degree, in the order of the cases.
 
     Args:
         function: Takes images [B, C, D, H, W] on the model's device, gives [B, K].
-        model: Tells device and channels.
         images: Cases; those of one size and degree pass together.
+        model: Tells device and channels.
         batch_size: Cases that pass together.
     """
     device = next(model.parameters()).device

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from spadnet.evaluate.held_out import HeldOut, Window, evaluating
+from spadnet.evaluate.held_out import HeldOut, Window, evaluating, mask_generator
 from spadnet.evaluate.mim_figures import mim_figures
 from spadnet.evaluate.panels import masked_views
 from spadnet.evaluate.picture_sheet import picture_sheet
@@ -19,7 +18,7 @@ from spadnet.models.tokenizer import Tokenizer
 
 
 class MaskRule(NamedTuple):
-    """How stage 2 hides tokens.
+    """How a masked objective hides tokens.
 
     Attributes:
         window: Token grid (z, y, x) of a training crop.
@@ -127,7 +126,7 @@ def mim_pictures(
             held_out,
             window=rule.window,
             mask_ratio=rule.mask_ratio,
-            generator=torch.Generator().manual_seed(rule.seed * 1_000_003 + place),
+            generator=mask_generator(rule.seed, place),
         )
         columns = {
             "input": views.original,

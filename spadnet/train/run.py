@@ -170,7 +170,7 @@ def fit(
     task.skip_non_finite = skip_non_finite
     if compile_backend is not None:
         compile_modules(task.to_compile(), backend=compile_backend)
-    device = _device(accelerator)
+    device = device_kind(accelerator)
     resolved = choose_precision(precision, device=device)
     scaled = [ScaledPrecision(device)] if resolved == "16-mixed" else []
     with quiet_lightning():
@@ -251,7 +251,7 @@ def fit(
     return result
 
 
-def _device(accelerator: str) -> str:
+def device_kind(accelerator: str) -> str:
     """Kind of device that Lightning will choose."""
     if accelerator != "auto":
         return "cuda" if accelerator == "gpu" else accelerator

@@ -159,6 +159,15 @@ def test_fine_tuned_points_and_images_in_two_splits(
     assert "1 images look like one of another" in (out / "report.html").read_text()
 
 
+def test_fine_tuning_from_a_probe(evaluate: Run, tmp_path: Path, capsys: Capture) -> None:
+    fine = f"finetune={{{FINETUNE}, data: {{{DATA}}}, recipe: {{first_head: probe}}}}"
+    assert evaluate(fine, "protocols=[finetune]", "shares=[2]", "seeds=[0]") == 0
+    assert capsys.readouterr().err.count("head: linear probe of 4 cases") == 3
+    records = read(tmp_path / "out")
+    # Dark from bright is learned before the first step, or by it.
+    assert {r["value"] for r in records if r["metric"] == "auc"} == {1.0}
+
+
 def test_label_maps_and_several_tasks(
     evaluate: Run, folders: Path, thin_maps: Path, tmp_path: Path
 ) -> None:
@@ -211,7 +220,7 @@ def test_unet_is_fine_tuned_beside_its_own_random_start(
     ("argument", "message"),
     [
         ("protocols=[probe,finetune]", "is a U-Net, which has no features of images"),
-        ("study=quality", "is a U-Net, which has no features of images"),
+        ("study=quality", "is a U-Net, which study= is not for"),
         ("seeds=[0]", "is a U-Net, which needs label maps; data has none"),
     ],
 )
@@ -273,6 +282,11 @@ def test_spacing_shift(evaluate: Run, thin_maps: Path, tmp_path: Path) -> None:
         (["study=spacing"], 2, "study=spacing is for label maps"),
         (["generalist=resnet18:/no/such"], 1, "/no/such: no such file of weights"),
         (["tasks={a: {pth: x}}"], 2, "tasks.a.pth: no such key; did you mean 'path'"),
+        (
+            ["finetune={recipe: {first_head: prob}}", "protocols=[finetune]"],
+            2,
+            "unknown recipe.first_head 'prob'; did you mean 'probe'",
+        ),
         (["finetune={trainer: {max_stps: 1}}"], 2, "did you mean 'trainer.max_steps'"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
         (["protocol=[knn]"], 2, "unknown key 'protocol'; did you mean 'protocols'"),

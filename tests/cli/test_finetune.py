@@ -63,6 +63,16 @@ def test_frozen_encoder_from_a_checkpoint(
             assert torch.equal(after[prefix + name], value), name
 
 
+@pytest.mark.parametrize("mode", ["probe", "lora"])
+def test_head_of_any_mode_starts_as_a_probe(
+    finetune: Callable[..., int], tmp_path: Path, capsys: Capture, mode: str
+) -> None:
+    assert finetune(*VIT, "recipe.first_head=probe", f"recipe.mode={mode}", "test=false") == 0
+    told = capsys.readouterr().err
+    assert "a probe of random features" in told
+    assert "step 0: validation auc 1.0000" in told
+
+
 def test_head_starts_as_a_probe_which_may_stay_best(
     finetune: Callable[..., int], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -74,6 +84,7 @@ def test_head_starts_as_a_probe_which_may_stay_best(
     assert best["steps"] == 0
     assert best["validation"]["auc"] == 1
     assert finetune(*VIT, *arguments, "resume=auto", "trainer.max_steps=6") == 0
+    assert "head: linear probe" not in capsys.readouterr().err  # the checkpoint has a head
     records = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {r["value"] for r in records if r["metric"] == "auc"} == {1.0}
 
@@ -239,6 +250,7 @@ def test_wrong_segmentation_is_told_in_one_line(
         (["model=spad_vt_tiny"], 2, "does not fit"),
         (["recipe.mode=probing"], 2, "unknown recipe.mode 'probing'; did you mean 'probe'"),
         (["recipe.mode=probe"], 2, "are for a spad_vit"),
+        (["recipe.first_head=probe"], 2, "first_head=probe does not fit a spad_conv"),
         (["recipe.first_head=prob"], 2, "unknown recipe.first_head 'prob'; did you mean 'probe'"),
         (["trainer.devices=2"], 2, "several devices is not supported yet"),
         (["recipe.class_weights=[1]"], 2, "must be balanced or 2 numbers"),

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image as Picture
 
 from spadnet.cli import main
 from spadnet.train.metrics_log import read_rows
@@ -69,3 +71,30 @@ def test_mistakes_are_one_line_and_leave_nothing(
     words = capsys.readouterr().err.strip().splitlines()
     assert reason in words[-1]
     assert not out.exists()
+
+
+def test_images_of_one_token_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing can be hidden of them; the training goes on, and other objectives are validated."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 255, (28, 28), dtype=np.uint8)
+        Picture.fromarray(pixels).save(folder / f"{number}.png")
+    arguments = (*SMALL, f"data.path={folder}", f"validate.path={folder}", "model.depth=2")
+    line = ("experiment=mae_tiny", *arguments, "data.tokens=[1,1,2]", f"out={tmp_path / 'run'}")
+    assert main(["pretrain-mim", *line]) == 0
+    assert "3 of 3 held-out images are too small to hide a part" in capsys.readouterr().err
+    assert (tmp_path / "run" / "encoder").is_dir()
+    assert not any("val/" in name for name in read_rows(tmp_path / "run" / "metrics.csv")[-1])
+
+
+def test_a_unet_has_no_features_to_probe(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["pretrain-mim", "experiment=rasd_unet_tiny", f"validate.probe.path={folders}"]
+    assert main([*line, f"out={tmp_path / 'run'}", "trainer.accelerator=cpu"]) == 2
+    assert "validate.probe is for a spad_vit" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()

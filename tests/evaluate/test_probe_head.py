@@ -70,11 +70,29 @@ def test_head_is_the_probe(kind: OutputKind) -> None:
     assert torch.allclose(found_values, said, rtol=1e-3, atol=0.01)
 
 
-def test_a_case_of_one_class_and_a_failure_leave_a_whole_model() -> None:
+def test_one_case_is_enough() -> None:
     train = cases("classification", 1, seed=0)
     model = Brightness(2)
     put_probe(model, train, train, kind="classification")
     assert torch.isfinite(model.head.weight).all()
-    with pytest.raises(RuntimeError):
-        put_probe(model, [train[0]._replace(image=torch.zeros(1, 1, 0, 0))], train, kind="ordinal")
-    assert isinstance(model.head, nn.Linear)
+
+
+def test_a_failure_leaves_a_whole_model() -> None:
+    class Failing(Brightness):
+        def forward(self, x: Tensor, degree: int | None = None) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    train = cases("classification", 4, seed=0)
+    model = Failing(2).train()
+    head = model.head
+    with pytest.raises(RuntimeError, match="out of memory"):
+        put_probe(model, train, train, kind="classification")
+    assert model.head is head
+    assert model.training
+
+
+def test_features_that_are_not_finite_are_named() -> None:
+    train = cases("classification", 4, seed=0)
+    bad = train[2]._replace(image=torch.full((1, 1, 4, 4), torch.nan).half())
+    with pytest.raises(ValueError, match=f"{bad.key}: the encoder's features are not finite"):
+        put_probe(Brightness(2), [*train[:2], bad], train, kind="classification")

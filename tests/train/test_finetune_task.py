@@ -76,7 +76,9 @@ def train(
     )
 
 
-def keep(values: Callable[[int], float], *, patience: int | None = None) -> tuple[KeepBest, list]:
+def keep(
+    values: Callable[[int], float], *, patience: int | None = None, from_start: bool = False
+) -> tuple[KeepBest, list]:
     """Scores made up by their number; the list has the steps that were saved."""
     saved: list[int] = []
     count = iter(range(1000))
@@ -86,6 +88,7 @@ def keep(values: Callable[[int], float], *, patience: int | None = None) -> tupl
         chosen_by="auc",
         every_steps=2,
         patience=patience,
+        from_start=from_start,
     )
     return best, saved
 
@@ -103,6 +106,16 @@ def test_a_resumed_training_ends_where_an_undisturbed_one_does(tmp_path: Path) -
     assert (other.best, other.best_step) == ({"auc": 0.0}, 2)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_start_is_scored_once_and_kept_where_nothing_is_better(tmp_path: Path) -> None:
+    best, saved = keep(lambda i: -float(i), from_start=True)
+    train(build(4), tmp_path, max_steps=4, best=best, save_every_steps=2)
+    assert (saved, best.best_step, best.without_better) == ([0], 0, 2)
+    other, later = keep(lambda i: -10.0 - i, from_start=True)
+    train(build(6), tmp_path, max_steps=6, best=other, resume="auto")
+    assert (later, other.best) == ([], {"auc": 0.0})
+    assert other.without_better == 3  # after step 6: going on is no start
 
 
 def test_stops_when_nothing_improves_and_stays_stopped(tmp_path: Path) -> None:
