@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from spadnet.models import registry
 from spadnet.weights.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config
+from spadnet.weights.from_arguments import build_from_arguments
 from spadnet.weights.source import SHIPPED
 
 _MAX_DEPTH = 3  # folders below the one that is searched: runs/NAME/encoder and the like
@@ -22,7 +24,8 @@ class ModelInfo(NamedTuple):
     Attributes:
         name: Name for :func:`spadnet.create_model`; for weights, of their size if they tell it.
         kind: ``"tokenizer"``, ``"encoder"``, ``"masked image model"`` or ``"U-Net"``.
-        num_parameters: Number of parameters, as built by default or as stored; None if unreadable.
+        num_parameters: Number of parameters, as built by default or, of weights, their own; None if
+            unreadable.
         megabytes: Size of the weights on disk, None without weights.
         data: Data sets that the weights were trained on.
         licence: Licence of the weights, None without weights.
@@ -61,11 +64,12 @@ def list_models() -> list[ModelInfo]:
     for name in registry.model_names():
         with torch.device("meta"):
             model = registry.create_model(name)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        info = ModelInfo(name, _KINDS[type(model).__name__], count)
+        info = ModelInfo(name, _KINDS[type(model).__name__], _count(model))
         folder = SHIPPED / name
         if folder.is_dir():
             config = read_config(folder)
+            kind, arguments = config["model"]["class"], config["model"]["arguments"]
+            count = _count(build_from_arguments(kind, arguments, where=str(folder)))
             info = _describe(folder, config)._replace(name=name, num_parameters=count, source=name)
         infos.append(info)
     return infos
@@ -121,6 +125,10 @@ def _config_files(folder: Path, depth: int) -> Iterator[Path]:
         return
     for child in children if depth else []:
         yield from _config_files(Path(child), depth - 1)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _count_stored(file: Path) -> int | None:

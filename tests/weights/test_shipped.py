@@ -51,8 +51,11 @@ def test_unet_starts_networks_of_its_widths() -> None:
 
 
 def test_they_are_listed() -> None:
-    found = {info.source for info in list_models() if info.source is not None}
-    assert found == set(NAMES)
+    found = {info.source: info for info in list_models() if info.source is not None}
+    assert set(found) == set(NAMES)
+    for name, info in found.items():
+        model = load_pretrained(name)  # which need not be the size's default
+        assert info.num_parameters == sum(weight.numel() for weight in model.parameters())
 
 
 def test_the_doctor_finds_them_whole() -> None:
