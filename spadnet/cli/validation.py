@@ -16,7 +16,7 @@ from spadnet.cli.finetune_data import find_task, preparation, read_split
 from spadnet.cli.objectives import objective_weights
 from spadnet.cli.usage import UsageError, config_root
 from spadnet.data.task_images import TaskImage
-from spadnet.evaluate.held_out import HeldOut, token_grid
+from spadnet.evaluate.held_out import HeldOut, token_grid, window_size
 from spadnet.evaluate.held_out_views import held_out_views
 from spadnet.evaluate.knn_probe import probe_accuracy
 from spadnet.evaluate.objective_scores import (
@@ -64,13 +64,13 @@ def build_validation(
         data: Batches of the training, and the images kept out of it.
         folder: Run folder.
         in_chans: Channels of the images; None where the training takes none.
-        min_tokens: Images of fewer tokens are left out.
+        min_tokens: Images whose windows have fewer tokens are left out.
         judge: How a model is judged on held-out images.
     """
     section = settings["validate"]
     if section["every_steps"] is None:
         return None
-    images = [] if in_chans is None else _held_out(section, data, in_chans, min_tokens)
+    images = [] if in_chans is None else _held_out(settings, data, in_chans, min_tokens)
     return Validate(
         judge(images),
         folder,
@@ -80,8 +80,9 @@ def build_validation(
 
 
 def _held_out(
-    section: Mapping[str, Any], data: Data, in_chans: int, min_tokens: int
+    settings: Mapping[str, Any], data: Data, in_chans: int, min_tokens: int
 ) -> list[HeldOut]:
+    section, window = settings["validate"], settings["data"]["tokens"]
     images = held_out_views(
         load_held_out(section, data, in_chans=in_chans),
         degrees=data.degrees,
@@ -90,7 +91,12 @@ def _held_out(
     )
     if not images:
         raise UsageError("validate.path: no image has a degree that the training draws")
-    large = [one for one in images if math.prod(token_grid(one.image, one.degree)) >= min_tokens]
+    large = [
+        one
+        for one in images
+        if math.prod(window_size(window, token_grid(one.image, one.degree), one.degree))
+        >= min_tokens
+    ]
     if len(large) < len(images):
         logger.warning(
             "%d of %d held-out images are too small to hide a part of them, and left out",

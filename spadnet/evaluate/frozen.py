@@ -98,7 +98,8 @@ def run_frozen(
         fitted = fit_knn(x, y, val=val, others=others, score=score)
     else:
         link = LINKS.get(task.kind, "softmax")
-        fitted = fit_probe(x, y, link=link, val=val, others=others, score=score)
+        fit = fit_probe(x, y, link=link, val=val, score=score)
+        fitted = Fitted([fit.predict(other) for other in others], fit.chosen, fit.num_trained)
     return [outcome_of(task, found, targets, "test") for found in fitted.prediction], fitted
 
 

@@ -62,6 +62,11 @@ class LinearFit(NamedTuple):
     link: str
     chosen: float
 
+    @property
+    def num_trained(self) -> int:
+        """Trained parameters."""
+        return self.weight.numel() + self.bias.numel()
+
     def predict(self, x: Tensor) -> Tensor:
         """Probabilities or values [N, K] of features [N, C]."""
         return _predict(self.scaling(x), self.weight, self.bias, self.link)
@@ -74,33 +79,6 @@ class LinearFit(NamedTuple):
 
 
 def fit_probe(
-    x: Tensor,
-    y: Tensor,
-    *,
-    link: str,
-    val: Tensor,
-    others: Sequence[Tensor],
-    score: Callable[[Tensor], float],
-    penalties: Sequence[float] = PENALTIES,
-) -> Fitted:
-    """Predict with the linear model of :func:`fit_linear`.
-
-    Args:
-        x: Training features, [N, C].
-        y: Probabilities of classes, labels or values, [N, K].
-        link: ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
-        val: Validation features, [M, C].
-        others: Features to predict in the end.
-        score: Scores a prediction of ``val``, [M, K].
-        penalties: To choose from.
-    """
-    fit = fit_linear(x, y, link=link, val=val, score=score, penalties=penalties)
-    return Fitted(
-        [fit.predict(other) for other in others], fit.chosen, (x.shape[1] + 1) * y.shape[1]
-    )
-
-
-def fit_linear(
     x: Tensor,
     y: Tensor,
     *,

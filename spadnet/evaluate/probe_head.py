@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spadnet.data.task_images import TaskImage
 from spadnet.evaluate.frozen import LINKS
-from spadnet.evaluate.probe import LinearFit, fit_linear
+from spadnet.evaluate.probe import LinearFit, fit_probe
 from spadnet.evaluate.task_scores import run_in_batches
 from spadnet.losses.scores import CHOOSING, score_targets
 from spadnet.losses.targets import OutputKind, to_prediction
@@ -66,7 +66,7 @@ def put_probe(
             prediction = to_prediction(kind, prediction.logit(eps=1e-6))
         return score_targets(kind, prediction.numpy(), truth)[CHOOSING[kind]]
 
-    fit = fit_linear(
+    fit = fit_probe(
         features[0],
         _wanted(kind, torch.stack([case.target for case in train]), head.out_features),
         link="sigmoid" if kind == "ordinal" else LINKS.get(kind, "softmax"),

@@ -80,8 +80,9 @@ def test_images_of_one_token_are_left_out(
     folder = tmp_path / "small"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(3):
-        pixels = rng.integers(0, 255, (28, 28), dtype=np.uint8)
+    for number in range(3):  # the last has tokens, but no window of two
+        shape = (28, 28) if number < 2 else (40, 28)
+        pixels = rng.integers(0, 255, shape, dtype=np.uint8)
         Picture.fromarray(pixels).save(folder / f"{number}.png")
     arguments = (*SMALL, f"data.path={folder}", f"validate.path={folder}", "model.depth=2")
     line = ("experiment=mae_tiny", *arguments, "data.tokens=[1,1,2]", f"out={tmp_path / 'run'}")

@@ -26,11 +26,9 @@ def test_both_learn_what_can_be_learnt() -> None:
     val, val_y = blobs(90, seed=1)
     test, test_y = blobs(300, seed=2)
     score = accuracy(val_y)
-    for fitted in (
-        fit_probe(x, y, link="softmax", val=val, others=[test], score=score),  # type: ignore[arg-type]
-        fit_knn(x, y, val=val, others=[test], score=score),  # type: ignore[arg-type]
-    ):
-        (found,) = fitted.prediction
+    probe = fit_probe(x, y, link="softmax", val=val, score=score)  # type: ignore[arg-type]
+    neighbours = fit_knn(x, y, val=val, others=[test], score=score)  # type: ignore[arg-type]
+    for found in (probe.predict(test), neighbours.prediction[0]):
         assert torch.allclose(found.sum(1), torch.ones(300), atol=1e-5)
         assert (found.argmax(1) == test_y.argmax(1)).float().mean() > 0.9
 
@@ -44,7 +42,6 @@ def test_probe_minimises_its_loss() -> None:
         y,
         link="softmax",
         val=x,
-        others=[],
         score=lambda found: float(seen.append(found) or 0.0),  # type: ignore[func-returns-value]
         penalties=[penalty],
     )
@@ -66,27 +63,24 @@ def test_more_features_than_cases_changes_nothing() -> None:
             y,
             link="softmax",
             val=features,
-            others=[features],
             score=lambda found: 0.0,
             penalties=[penalty],
         )
-        results.append(fitted.prediction[0])
+        results.append(fitted.predict(features))
     assert torch.allclose(results[0], results[1], atol=1e-3)
 
 
 def test_ridge_finds_values_in_their_own_unit() -> None:
     x, _ = blobs(200, seed=0)
     y = 3 * x[:, :1] - 1000
-    fitted = fit_probe(
-        x, y, link="identity", val=x, others=[x], score=lambda v: -float((v - y).abs().mean())
-    )
-    assert fitted.chosen == min(1e-5, fitted.chosen)
-    assert torch.allclose(fitted.prediction[0], y, rtol=1e-2, atol=1.0)
+    fitted = fit_probe(x, y, link="identity", val=x, score=lambda v: -float((v - y).abs().mean()))
+    assert fitted.chosen == 1e-5
+    assert torch.allclose(fitted.predict(x), y, rtol=1e-2, atol=1.0)
 
 
 def test_validation_chooses_and_ties_go_to_the_simpler() -> None:
     x, y = blobs(30, seed=0)
-    chosen = fit_probe(x, y, link="softmax", val=x, others=[], score=lambda found: 1.0).chosen
+    chosen = fit_probe(x, y, link="softmax", val=x, score=lambda found: 1.0).chosen
     assert chosen == 10
     assert fit_knn(x, y, val=x, others=[], score=lambda found: 1.0).chosen == 1
     assert fit_knn(x, y, val=x, others=[], score=lambda found: float("nan")).chosen == 1
