@@ -147,7 +147,10 @@ def build_classifier(settings: Mapping[str, Any], task: TaskData) -> nn.Module:
         raise UsageError(f"model {name!r} does not fit a {task.kind} task")
     vit = cast(SpadViT, build_model(section, prefix="spad_vit_"))
     if source is not None:
-        logger.info("init: %s", start_from(vit, source))
+        found = start_from(vit, source)
+        logger.info("init: %s", found)
+        if section["global_pool"] is None and found.global_pool:
+            vit.reset_classifier(width, found.global_pool)
     elif mode != "full":
         logger.warning("recipe.mode=%s without init=: the frozen encoder is a random one", mode)
     vit.set_grad_checkpointing(checkpointing)

@@ -89,7 +89,7 @@ def build_parts(
         else:
             parts[name] = _disentangle(settings, encoder, weight)
     if set(parts) == {"disentangle"}:
-        encoder.reset_classifier(0, "avg")  # it leaves the class token's end as it comes
+        encoder.reset_classifier(0, "avgstd")  # it leaves the class token's end as it comes
     return parts
 
 

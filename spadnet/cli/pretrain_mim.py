@@ -141,7 +141,9 @@ def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
         if data["label_maps"] is not None:
             facts["label_map_share"] = data["label_map_share"]
     if not takes_images(settings) and str(settings["model"]["name"]).startswith("spad_vit_"):
-        facts["feature of an image"] = "mean token; no objective asked for the class token"
+        facts["feature of an image"] = (
+            "mean and deviation of its tokens; no objective asked for the class token"
+        )
     return facts
 
 

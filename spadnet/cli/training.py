@@ -69,10 +69,10 @@ def build_model(section: Mapping[str, Any], *, prefix: str) -> nn.Module:
     """Build the model that a ``model`` section names, from its remaining entries.
 
     Args:
-        section: Name and arguments.
+        section: Name and arguments; those that are None keep the model's defaults.
         prefix: What the names of fitting models start with.
     """
-    arguments = dict(section)
+    arguments = {key: value for key, value in section.items() if value is not None}
     name = str(arguments.pop("name"))
     fitting = [known for known in model_names() if known.startswith(prefix)]
     if name not in fitting:

@@ -35,8 +35,8 @@ class Embedding(NamedTuple):
     """Features of one image, float32 on the CPU.
 
     Attributes:
-        cls: Feature of the whole image, [C]: the class token, or the mean token of models that
-            pool so.
+        cls: Feature of the whole image, [C]: the class token, or the mean of the tokens; [2C] of
+            models that pool their mean and standard deviation.
         tokens: Features of the patches, [D, H, W, C].
         spacing: Millimetres between voxels of the image as the model saw it.
         degree: Degree of anisotropy it was seen at.
@@ -224,21 +224,20 @@ class Encoder:
         """Pool [B, C] and tokens [B, d, h, w, C] of volumes [B, C_in, D, H, W] like ``view``."""
         grid, model = view.grid, self.model
         weight = model.patch_embed.proj.weight
+        prefix = torch.zeros(len(volumes), model.num_prefix_tokens, model.embed_dim)
         tokens = torch.empty(len(volumes), *grid, model.embed_dim)
-        pooled = torch.zeros(len(volumes), model.embed_dim)
         for window in windows(grid, self.max_tokens):
             cut = [slice(w.start * p, w.stop * p) for w, p in zip(window, view.patch, strict=True)]
             part = volumes[:, :, cut[0], cut[1], cut[2]].to(weight)
-            features = model.forward_features(part, view.degree)
+            features = model.forward_features(part, view.degree).float().cpu()
+            own, patches = features.tensor_split([model.num_prefix_tokens], dim=1)
             shape = [w.stop - w.start for w in window]
-            tokens[:, window[0], window[1], window[2]] = (
-                features[:, model.num_prefix_tokens :].unflatten(1, shape).float().cpu()
-            )
-            share = math.prod(shape) / math.prod(grid)
-            if model.global_pool == "":  # no choice of a token: that of the class
-                features = features[:, :1]
-            head = model.forward_head(features, pre_logits=True).flatten(1)
-            pooled += share * head.float().cpu()
+            tokens[:, window[0], window[1], window[2]] = patches.unflatten(1, shape)
+            prefix += math.prod(shape) / math.prod(grid) * own
+        features = torch.cat([prefix, tokens.flatten(1, 3)], dim=1).to(weight)
+        if model.global_pool == "":  # no choice of a token: that of the class
+            features = features[:, :1]
+        pooled = model.forward_head(features, pre_logits=True).flatten(1).float().cpu()
         return pooled, tokens
 
 

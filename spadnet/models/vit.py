@@ -5,7 +5,7 @@ to the token grid, a class token, and 3D rotary positions. At degree 5 it is the
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from spadnet.layers.block import Block, MlpKind
 from spadnet.layers.patch_embed import PatchEmbed, resample_position_grid
 from spadnet.layers.rope import RotaryEmbedding3d
 from spadnet.models.intermediates import FeatureMap, TokenFormat, as_feature_map, chosen_blocks
+from spadnet.models.pooling import GlobalPool, known_pool, pool_tokens, pooled_width
 from spadnet.models.vit_init import init_linear, init_transformer
 from spadnet.spacing import MAX_DEGREE
 
@@ -22,7 +23,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GREY_MEAN = (0.5,)
 GREY_STD = (0.25,)
-GlobalPool = Literal["token", "avg", ""]
 
 
 class SpadViT(nn.Module):
@@ -78,8 +78,8 @@ class SpadViT(nn.Module):
             rope_depth_base: Depth base of the rotary frequencies.
             rope_rescale: Positions that the axes are mapped to, -1 to count tokens, 0 to leave an
                 axis unturned.
-            global_pool: ``"token"`` classifies the class token, ``"avg"`` the mean token, ``""``
-                each token.
+            global_pool: ``"token"`` classifies the class token, ``"avg"`` the mean token,
+                ``"avgstd"`` mean and standard deviation of the tokens, ``""`` each token.
             norm_after_pool: Whether the final norm acts on the pooled token (timm's ``fc_norm``).
             drop_rate: Dropout before the classifier.
             drop_path_rate: Chance of dropping a residual branch in the last block, rising to it.
@@ -90,9 +90,9 @@ class SpadViT(nn.Module):
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_features = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1 + num_registers
-        self.global_pool: GlobalPool = _known_pool(global_pool)
+        self.global_pool: GlobalPool = known_pool(global_pool, norm_after_pool=norm_after_pool)
         self.norm_after_pool = norm_after_pool
         self.mlp_kind: MlpKind = mlp
         self.mlp_ratio = mlp_ratio
@@ -134,8 +134,14 @@ class SpadViT(nn.Module):
         ]
         self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
+        self.head: nn.Module = head
         init_transformer(self, self.blocks, tokens=(self.pos_embed, self.cls_token, self.reg_token))
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the pooled feature, which the classifier takes."""
+        return pooled_width(self.global_pool, self.embed_dim)
 
     def register_intensity(self) -> None:
         """Make the buffers ``mean`` and ``std``; needed again after a build on the meta device."""
@@ -243,15 +249,12 @@ class SpadViT(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens [B, P + L, C] and classify them; ``pre_logits`` stops before."""
-        if self.global_pool == "avg":
-            x = x[:, self.num_prefix_tokens :].mean(1)
-        elif self.global_pool == "token":
-            x = x[:, 0]
+        x = pool_tokens(x, self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
         x = self.head_drop(self.norm(x) if self.norm_after_pool else x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor, degree: int | None = None) -> Tensor:
-        """Return logits [B, num_classes], or pooled features [B, C] without a classifier."""
+        """Return logits [B, num_classes], or pooled features [B, C or 2C] without a classifier."""
         return self.forward_head(self.forward_features(x, degree))
 
     def forward_intermediates(
@@ -322,10 +325,11 @@ class SpadViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the classifier by a new one, or by none for ``num_classes=0``."""
         self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else _known_pool(global_pool)
+        if global_pool is not None:
+            self.global_pool = known_pool(global_pool, norm_after_pool=self.norm_after_pool)
         self.head = nn.Identity()
         if num_classes > 0:
-            self.head = nn.Linear(self.embed_dim, num_classes).to(self.cls_token)
+            self.head = nn.Linear(self.head_hidden_size, num_classes).to(self.cls_token)
             init_linear(self.head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -342,9 +346,3 @@ class SpadViT(nn.Module):
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
-
-
-def _known_pool(pool: GlobalPool) -> GlobalPool:
-    if pool not in ("token", "avg", ""):
-        raise ValueError(f"global_pool must be 'token', 'avg' or '', got {pool!r}")
-    return pool

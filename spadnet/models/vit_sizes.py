@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from spadnet.models.vit import GlobalPool, SpadViT
+from spadnet.models.pooling import GlobalPool
+from spadnet.models.vit import SpadViT
 
 POS_GRID = (5, 10, 10)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spadnet.models.pooling import GlobalPool
 from spadnet.models.spad_unet import SpadUNet
 from spadnet.models.tokenizer import Tokenizer
 from spadnet.models.tokenizer_segmentor import TokenizerSegmentor
@@ -29,12 +30,14 @@ class Transfer(NamedTuple):
         taken: Keys that were taken over.
         fresh: Keys that keep their random start: heads, and levels that the source lacks.
         unused: Keys of the source for which there is no place.
+        global_pool: How a saved ViT pools its tokens.
     """
 
     source: str
     taken: list[str]
     fresh: list[str]
     unused: list[str]
+    global_pool: GlobalPool | None = None
 
     def __str__(self) -> str:
         encoder, decoder = (
@@ -106,8 +109,9 @@ def put_vit(vit: SpadViT, source: str | Path) -> Transfer:
         OSError: If the hub cannot be reached.
     """
     grid = vit.pos_embed.shape[2:]
-    saved = load_vit(source, in_chans=vit.in_chans, pos_grid=grid).state_dict()
-    return put_encoder_state(vit, saved, source=source)
+    saved = load_vit(source, in_chans=vit.in_chans, pos_grid=grid)
+    found = put_encoder_state(vit, saved.state_dict(), source=source)
+    return found._replace(global_pool=saved.global_pool)
 
 
 def put_tokenizer(segmentor: TokenizerSegmentor, source: str | Path) -> Transfer:

@@ -119,6 +119,17 @@ def test_mean_token_and_mixed_images(finetune: Callable[..., int], tmp_path: Pat
     assert all(p.dtype == torch.float32 for p in loaded.model.parameters())
 
 
+@pytest.mark.parametrize(("asked", "pool"), [((), "avgstd"), (("model.global_pool=avg",), "avg")])
+def test_first_weights_say_how_tokens_are_pooled(
+    finetune: Callable[..., int], tmp_path: Path, asked: tuple[str, ...], pool: str
+) -> None:
+    vit = create_model("spad_vit_tiny", in_chans=1, depth=1, global_pool="avgstd")
+    line = f"init={save_pretrained(vit, tmp_path / 'first')}"
+    assert finetune(*VIT, line, "model.depth=1", *asked, "trainer.max_steps=1") == 0
+    loaded = load_checkpoint(tmp_path / "run" / "best")
+    assert loaded.config["model"]["arguments"]["global_pool"] == pool
+
+
 def test_length_in_passes_over_the_cases(finetune: Callable[..., int], tmp_path: Path) -> None:
     length = ("recipe.epochs=2", "validate.every_steps=null", "data.batch_size=5")
     assert finetune(*CONV, *length, "test=false") == 0

@@ -115,7 +115,7 @@ def test_published_classification(experiment: str, size: tuple[int, int, int], d
         for share in (49, 50, 74, 75, 99)
     ]
     assert rates == pytest.approx([1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
-    assert (settings["recipe"]["mode"], settings["model"]["global_pool"]) == ("full", "token")
+    assert (settings["recipe"]["mode"], settings["model"]["global_pool"]) == ("full", None)
 
 
 @pytest.mark.parametrize(

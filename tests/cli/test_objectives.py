@@ -48,10 +48,12 @@ def pretrain(pictures: Path, tmp_path: Path) -> Callable[..., int]:
         (["experiment=mae_tiny"], "token", {"objective": {"pixels": 1.0}, "synthetic_share": 0.0}),
         (
             ["experiment=rasd_tiny", "data=synthesis"],
-            "avg",
+            "avgstd",
             {
                 "objective": {"disentangle": 1.0},
-                "feature of an image": "mean token; no objective asked for the class token",
+                "feature of an image": (
+                    "mean and deviation of its tokens; no objective asked for the class token"
+                ),
             },
         ),
         (
@@ -87,7 +89,8 @@ def test_objectives_need_no_tokenizer_and_say_what_they_were(
     assert all(f"- {name}: {value}" in card for name, value in facts.items())
     embedding = load_encoder(folder)(pictures / "a.png")
     mean = embedding.tokens.flatten(0, 2).mean(0)
-    assert torch.allclose(embedding.cls, mean, atol=1e-5) == (pool == "avg")
+    pooled = embedding.cls[: len(mean)]
+    assert torch.allclose(pooled, mean, atol=1e-5) == (pool == "avgstd")
 
 
 def test_unet_is_a_start_of_segmentation(

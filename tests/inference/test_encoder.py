@@ -220,6 +220,17 @@ def test_mean_token_models_pool_so() -> None:
     torch.testing.assert_close(embedding.cls, embedding.tokens.flatten(0, 2).mean(0))
 
 
+def test_statistics_are_those_of_all_windows_tokens() -> None:
+    vit = tiny_vit(global_pool="avgstd")
+    embedding = Encoder(vit, max_tokens=4)(voxels(32, 64))
+    tokens = embedding.tokens.flatten(0, 2)
+    assert len(tokens) == 8  # two windows
+    torch.testing.assert_close(embedding.cls[:WIDTH], tokens.mean(0))
+    spread = (tokens.var(0, correction=0) + 1e-6).sqrt()
+    torch.testing.assert_close(embedding.cls[WIDTH:], spread)
+    assert len(embedding.cls) == vit.head_hidden_size == 2 * WIDTH
+
+
 def test_encoder_loads_from_both_kinds_of_folder(tmp_path: Path) -> None:
     model = MaskedImageModel(tiny_vit(), codebook_size=8)
     rule = {"percentiles": [5.0, 95.0], "crop_to_foreground": False, "max_in_plane": 24}

@@ -103,10 +103,11 @@ def test_encoder_in_onnx_equals_the_model(degree: int, tmp_path: Path) -> None:
     [
         vit(in_chans=3, global_pool="avg", num_registers=2),
         vit(mlp="gelu", norm_after_pool=True, global_pool="avg"),
+        vit(global_pool="avgstd"),
         tokenizer("nearest"),
         tokenizer("gumbel"),
     ],
-    ids=["colour", "gelu", "nearest", "gumbel"],
+    ids=["colour", "gelu", "statistics", "nearest", "gumbel"],
 )
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
 def test_other_forms_pass_their_own_check(model: Any, format: Any, tmp_path: Path) -> None:

@@ -221,11 +221,29 @@ def test_angles_that_never_turn_leave_order_to_the_learned_positions() -> None:
     torch.testing.assert_close(moved, patches[:, [1, 0, 3, 2]])
 
 
+def test_statistics_of_the_tokens_are_twice_as_wide_and_can_be_trained() -> None:
+    vit, x = tiny(num_classes=3, global_pool="avgstd"), torch.rand(2, 1, 32, 48)
+    patches = vit.forward_features(x)[:, 1:]
+    pooled = vit.forward_head(vit.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(pooled[:, :16], patches.mean(1))
+    torch.testing.assert_close(pooled[:, 16:], patches.std(1, correction=0), atol=1e-4, rtol=1e-4)
+    assert vit(x).shape == (2, 3)
+    one = vit(x[..., :16, :16])  # a single token has no spread
+    one.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in vit.parameters())
+    vit.reset_classifier(2, "avg")
+    assert vit.head.in_features == vit.head_hidden_size == 16
+    with pytest.raises(ValueError, match="'avgstd' cannot have a norm after it"):
+        tiny(norm_after_pool=True, global_pool="avgstd")
+
+
 def test_no_pooling_classifies_every_token() -> None:
     vit, x = tiny(num_classes=3, global_pool=""), torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(vit(x), vit.head(vit.forward_features(x)))
     for build in (tiny, lambda **kwargs: vit.reset_classifier(3, **kwargs)):
-        with pytest.raises(ValueError, match="global_pool must be 'token', 'avg' or '', got 'map'"):
+        with pytest.raises(
+            ValueError, match="global_pool must be 'token', 'avg', 'avgstd' or '', got 'map'"
+        ):
             build(global_pool="map")
     with pytest.raises(ValueError, match="mlp must be one of swiglu, gelu, got 'relu'"):
         tiny(mlp="relu")
