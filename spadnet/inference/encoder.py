@@ -94,7 +94,7 @@ class Encoder:
             model: The model; its device and precision are used, and it is put in evaluation mode.
             contract: What the model takes; spadnet's own rule by default.
             max_tokens: Tokens that see each other at once. A larger image is cut into windows that
-                know nothing of each other, and their class tokens are averaged.
+                know nothing of each other; class tokens are averaged, statistics are of all.
             trained: Spacings that the model has seen; the first image beyond them is warned of.
         """
         if max_tokens < 1:
