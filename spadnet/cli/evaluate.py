@@ -32,6 +32,7 @@ from spadnet.cli.evaluate_tasks import (
 )
 from spadnet.cli.evaluate_training import (
     Cases,
+    Trained,
     read_all,
     settings_of,
     test_outcome,
@@ -251,6 +252,7 @@ class Bench:
                         for key, value in settings.items()
                         if key not in ("out", "name", "resume", "paths", "logger", "callbacks")
                     }
+                    relevant["rates"] = self.options["rates"]
                     weights = self.given.digest if kind != RECIPE else None
                     marks = hash_of([data_digest(subject.task, rule), weights, relevant, VERSION])
                     point = Point(subject.name, name, "finetune", str(amount), seed, marks)
@@ -260,13 +262,25 @@ class Bench:
 
     def _trained(self, kind: str, point: Point, few: TaskData) -> tuple[Outcome, dict[str, Any]]:
         subject = self.subject
-        settings = settings_of(subject, seed=point.seed)
-        model = build_start(self.given, kind, subject, settings)
-        folder = self.out / "training" / point.key
-        trained = train_best(model, few, subject, self.cases, seed=point.seed, folder=folder)
+        found: list[tuple[Trained, dict[str, Any]]] = []
+        for rate in self.options["rates"] or [None]:
+            extra = [] if rate is None else [f"optim.lr={rate}"]
+            settings = settings_of(subject, seed=point.seed, extra=extra)
+            trained = train_best(
+                build_start(self.given, kind, subject, settings),
+                few,
+                subject,
+                self.cases,
+                seed=point.seed,
+                folder=self.out / "training" / point.key,
+                extra=extra,
+            )
+            found.append((trained, settings))
+        trained, settings = max(found, key=lambda one: one[0].score)
         outcome = test_outcome(trained, subject.task, subject, self.cases.test)
         return outcome, {
             "trainable_parameters": trained.num_trained,
             "steps": settings["trainer"]["max_steps"],
             "best_step": trained.step,
+            "learning_rate": settings["optim"]["lr"],
         }

@@ -33,9 +33,18 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UsageError(f"{key} must name each once and one at least, got {options[key]}")
     if not all(isinstance(seed, int) and 0 <= seed < 1 << 31 for seed in options["seeds"]):
         raise UsageError(f"seeds must be whole numbers from 0, got {options['seeds']}")
+    rates = options["rates"]
+    if rates is not None and not (
+        isinstance(rates, list) and rates and all(_is_rate(rate) for rate in rates)
+    ):
+        raise UsageError(f"rates must be a list of positive numbers, got {rates}")
     number(options, "duplicates", low=0.5, high=1)
     for key, low in (("draws", 20), ("batch_size", 1), ("cells", 100), ("generalist_size", 32)):
         number(options, key, low=low, high=1e9)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def config_dir_flags(argv: Sequence[str]) -> list[str]:

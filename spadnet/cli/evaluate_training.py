@@ -1,6 +1,7 @@
 """One fine-tuned point of ``spadnet evaluate``: train on some labels, score the test split once."""
 
 import copy
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ class Trained(NamedTuple):
     Attributes:
         model: The state that is best on validation.
         step: When that was.
+        score: What validation said of it; more is better.
         num_trained: Trained parameters.
         statistics: Of values to be predicted.
         rule: What was done to the images.
@@ -72,6 +74,7 @@ class Trained(NamedTuple):
 
     model: nn.Module
     step: int
+    score: float
     num_trained: int
     statistics: Statistics
     rule: Preparation
@@ -207,7 +210,17 @@ def train_best(
     if result.stopped_by is not None:
         raise KeyboardInterrupt
     state = without_deep_supervision(merge_low_rank(found["model"])).eval()
-    return Trained(state, found["step"], num_trained, statistics, rule, window, len(task.classes))
+    score_found = best.best[CHOOSING[task.kind]]
+    return Trained(
+        state,
+        found["step"],
+        -math.inf if math.isnan(score_found) else score_found,
+        num_trained,
+        statistics,
+        rule,
+        window,
+        len(task.classes),
+    )
 
 
 def test_outcome(

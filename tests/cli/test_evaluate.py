@@ -168,6 +168,18 @@ def test_fine_tuning_from_a_probe(evaluate: Run, tmp_path: Path, capsys: Capture
     assert {r["value"] for r in records if r["metric"] == "auc"} == {1.0}
 
 
+def test_each_network_takes_the_rate_that_validation_prefers(evaluate: Run, tmp_path: Path) -> None:
+    line = ["protocols=[finetune]", "shares=[100%]", "seeds=[0]"]
+    longer = FINETUNE.replace(": 2}", ": 20}") + ", optim: {warmup_steps: 0}"
+    fine = f"finetune={{{longer}, data: {{{DATA}}}}}"
+    assert evaluate(fine, *line, "rates=[1e-9,1e-2]") == 0
+    both = read(tmp_path / "out")
+    assert {record["learning_rate"] for record in both} == {1e-2}
+    assert evaluate(fine, *line, "rates=[1e-9]") == 0  # other rates are other points
+    alone = [record for record in read(tmp_path / "out") if record not in both]
+    assert {record["learning_rate"] for record in alone} == {1e-9}
+
+
 def test_label_maps_and_several_tasks(
     evaluate: Run, folders: Path, thin_maps: Path, tmp_path: Path
 ) -> None:
@@ -287,6 +299,8 @@ def test_spacing_shift(evaluate: Run, thin_maps: Path, tmp_path: Path) -> None:
             2,
             "unknown recipe.first_head 'prob'; did you mean 'probe'",
         ),
+        (["rates=[]"], 2, "rates must be a list of positive numbers, got []"),
+        (["rates=[3e-4,fast]"], 2, "rates must be a list of positive numbers"),
         (["finetune={trainer: {max_stps: 1}}"], 2, "did you mean 'trainer.max_steps'"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
         (["protocol=[knn]"], 2, "unknown key 'protocol'; did you mean 'protocols'"),
