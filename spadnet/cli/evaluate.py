@@ -1,6 +1,7 @@
 """``spadnet evaluate``: a model beside its baselines, with few and many labels."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -283,4 +284,5 @@ class Bench:
             "steps": settings["trainer"]["max_steps"],
             "best_step": trained.step,
             "learning_rate": settings["optim"]["lr"],
+            "validation_score": trained.score if math.isfinite(trained.score) else None,
         }

@@ -14,6 +14,7 @@ import torch
 from spadnet.cli import main
 from spadnet.cli.configure import configure
 from spadnet.cli.evaluate_tasks import find_subjects
+from spadnet.cli.evaluate_training import Trained, train_best
 from spadnet.cli.training import plain
 from spadnet.models.registry import create_model
 from spadnet.weights.hub import save_pretrained
@@ -168,16 +169,27 @@ def test_fine_tuning_from_a_probe(evaluate: Run, tmp_path: Path, capsys: Capture
     assert {r["value"] for r in records if r["metric"] == "auc"} == {1.0}
 
 
-def test_each_network_takes_the_rate_that_validation_prefers(evaluate: Run, tmp_path: Path) -> None:
+def test_each_network_takes_the_rate_that_validation_prefers(
+    evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: dict[str, float] = {}
+
+    def train(*args: Any, extra: list[str], **kwargs: Any) -> Trained:
+        trained = train_best(*args, extra=extra, **kwargs)
+        assert 0 <= trained.score <= 1
+        scores[extra[0]] = 0.5 + (extra[0] == "optim.lr=0.001")
+        return trained._replace(score=scores[extra[0]])
+
+    monkeypatch.setattr("spadnet.cli.evaluate.train_best", train)
     line = ["protocols=[finetune]", "shares=[100%]", "seeds=[0]"]
-    longer = FINETUNE.replace(": 2}", ": 20}") + ", optim: {warmup_steps: 0}"
-    fine = f"finetune={{{longer}, data: {{{DATA}}}}}"
-    assert evaluate(fine, *line, "rates=[1e-9,1e-2]") == 0
+    assert evaluate(*line, "rates=[1e-4,1e-3,1e-2]") == 0
     both = read(tmp_path / "out")
-    assert {record["learning_rate"] for record in both} == {1e-2}
-    assert evaluate(fine, *line, "rates=[1e-9]") == 0  # other rates are other points
+    assert len(scores) == 3
+    assert {record["learning_rate"] for record in both} == {1e-3}
+    assert {record["validation_score"] for record in both} == {1.5}
+    assert evaluate(*line, "rates=[1e-4]") == 0  # other rates are other points
     alone = [record for record in read(tmp_path / "out") if record not in both]
-    assert {record["learning_rate"] for record in alone} == {1e-9}
+    assert {record["learning_rate"] for record in alone} == {1e-4}
 
 
 def test_label_maps_and_several_tasks(
