@@ -21,7 +21,7 @@ from spadnet.evaluate.held_out import (
 )
 from spadnet.evaluate.panels import MASK_GREY
 from spadnet.evaluate.picture_sheet import picture_sheet
-from spadnet.evaluate.validation import MaskRule, on_model
+from spadnet.evaluate.validation import MaskRule, beside_constant, on_model
 from spadnet.losses.pixels import pixel_errors
 from spadnet.losses.prototypes import prototype_loss
 from spadnet.models.dense import UNetDenseFeatures, VitDenseFeatures, coarse_labels
@@ -75,7 +75,7 @@ def pixel_scores(
                 loss, flat = (pixel_errors(pair, output.patches).sum().item() for pair in pairs)
                 parts.append(Sums(loss, flat, output.patches.numel()))
             found.append(_pooled(parts))
-    return summary([held_out.degree for held_out in images], found)
+    return _summary([held_out.degree for held_out in images], found)
 
 
 def pixel_pictures(
@@ -168,25 +168,15 @@ def prototype_scores(
                 )
                 losses.append(loss.item())
             found.append(Sums(losses[0], losses[1], 1))
-    return summary([degree for degree, _ in anatomies], found)
+    return _summary([degree for degree, _ in anatomies], found)
 
 
-def summary(degrees: Sequence[int], sums: Sequence[Sums]) -> dict[str, float]:
-    """``loss`` and ``constant``, means over degrees, ``gain``, and the loss of each degree.
-
-    Args:
-        degrees: Of each image.
-        sums: Of each image.
-    """
+def _summary(degrees: Sequence[int], sums: Sequence[Sums]) -> dict[str, float]:
+    """What :func:`beside_constant` tells of sums of images of these degrees."""
     found = by_degree(degrees, sums, _pooled)
-    loss = math.fsum(one.loss / one.num for one in found.values()) / len(found)
-    constant = math.fsum(one.constant / one.num for one in found.values()) / len(found)
-    return {
-        "loss": loss,
-        "constant": constant,
-        "gain": 1 - loss / constant if constant > 0 else 0.0,
-        **{f"loss_degree{degree}": one.loss / one.num for degree, one in found.items()},
-    }
+    return beside_constant(
+        {degree: (one.loss / one.num, one.constant / one.num) for degree, one in found.items()}
+    )
 
 
 def _pooled(parts: Sequence[Sums]) -> Sums:

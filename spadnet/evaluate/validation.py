@@ -1,7 +1,7 @@
 """Figures and pictures of a model in training on a few held-out images, degrees counting alike."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,14 +93,26 @@ def mim_scores(
         num_masks=1,
         seed=rule.seed,
     ).by_degree
-    loss = _mean(score.loss for score in found.values())
-    constant = _mean(score.constant for score in found.values())
+    return {
+        **beside_constant(
+            {degree: (score.loss, score.constant) for degree, score in found.items()}
+        ),
+        "own_mean": _mean(score.own for score in found.values()),
+    }
+
+
+def beside_constant(by_degree: Mapping[int, tuple[float, float]]) -> dict[str, float]:
+    """``loss`` and ``constant``, means over degrees, ``gain``, and the loss of each degree.
+
+    Args:
+        by_degree: Loss of a model and of what knows nothing.
+    """
+    loss, constant = (_mean(pair[i] for pair in by_degree.values()) for i in (0, 1))
     return {
         "loss": loss,
         "constant": constant,
-        "own_mean": _mean(score.own for score in found.values()),
         "gain": 1 - loss / constant if constant > 0 else 0.0,
-        **{f"loss_degree{degree}": score.loss for degree, score in found.items()},
+        **{f"loss_degree{degree}": pair[0] for degree, pair in by_degree.items()},
     }
 
 
