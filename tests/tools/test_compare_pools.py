@@ -30,7 +30,7 @@ def test_noise_tells_nothing_and_a_signal_all() -> None:
         lambda x, y: compare_pools.few_labels(x, y, 60),
     ):
         assert abs(score(x, noise) - 0.5) < 0.1
-        assert score(x, signal) > 0.95
+        assert score(x, signal) > 0.9
 
 
 def test_table_has_a_row_for_each_pool(
