@@ -7,10 +7,10 @@ among the data, by default among the embedded images; others are left out and co
 prepared as the model's contract says, seen at degree 0, and with its slices averaged by 2 and by 4
 at degree 1 and 2 (averages of prepared intensities, so that the three differ in nothing else).
 
-- ``cosine``: of the class tokens at degree 0 and at this degree, mean over the volumes. Features of
+- ``cosine``: of the features at degree 0 and at this degree, mean over the volumes. Features of
   any two images may have a high cosine; the mean over pairs of *different* volumes is printed
   beside it, and only what lies above it says something.
-- ``retrieval``: share of volumes whose class token at this degree is nearer to their own at degree
+- ``retrieval``: share of volumes whose feature at this degree is nearer to their own at degree
   0 than to that of any other volume. Chance is one over the number of volumes: a handful of volumes
   proves little.
 - ``baseline_cosine``, ``baseline_retrieval``: the same for a plain ViT that repeats thick slices

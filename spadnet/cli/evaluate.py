@@ -253,7 +253,8 @@ class Bench:
                         for key, value in settings.items()
                         if key not in ("out", "name", "resume", "paths", "logger", "callbacks")
                     }
-                    relevant["rates"] = self.options["rates"]
+                    if rates := self.options["rates"]:
+                        relevant["optim"] = {**settings["optim"], "lr": rates}
                     weights = self.given.digest if kind != RECIPE else None
                     marks = hash_of([data_digest(subject.task, rule), weights, relevant, VERSION])
                     point = Point(subject.name, name, "finetune", str(amount), seed, marks)
@@ -263,7 +264,7 @@ class Bench:
 
     def _trained(self, kind: str, point: Point, few: TaskData) -> tuple[Outcome, dict[str, Any]]:
         subject = self.subject
-        found: list[tuple[Trained, dict[str, Any]]] = []
+        best: tuple[Trained, dict[str, Any]] | None = None
         for rate in self.options["rates"] or [None]:
             extra = [] if rate is None else [f"optim.lr={rate}"]
             settings = settings_of(subject, seed=point.seed, extra=extra)
@@ -276,8 +277,10 @@ class Bench:
                 folder=self.out / "training" / point.key,
                 extra=extra,
             )
-            found.append((trained, settings))
-        trained, settings = max(found, key=lambda one: one[0].score)
+            if best is None or trained.score > best[0].score:
+                best = trained, settings
+        assert best is not None
+        trained, settings = best
         outcome = test_outcome(trained, subject.task, subject, self.cases.test)
         return outcome, {
             "trainable_parameters": trained.num_trained,

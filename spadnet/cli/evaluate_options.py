@@ -1,5 +1,6 @@
 """The options of ``spadnet evaluate``, checked before anything is read."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,16 +36,21 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UsageError(f"seeds must be whole numbers from 0, got {options['seeds']}")
     rates = options["rates"]
     if rates is not None and not (
-        isinstance(rates, list) and rates and all(_is_rate(rate) for rate in rates)
+        isinstance(rates, list)
+        and rates
+        and all(map(_is_rate, rates))
+        and len(set(rates)) == len(rates)
     ):
-        raise UsageError(f"rates must be a list of positive numbers, got {rates}")
+        raise UsageError(f"rates must be a list of different positive numbers, got {rates}")
+    if rates is not None and (options["study"] or "finetune" not in options["protocols"]):
+        raise UsageError("rates are for protocols=[finetune], without study=")
     number(options, "duplicates", low=0.5, high=1)
     for key, low in (("draws", 20), ("batch_size", 1), ("cells", 100), ("generalist_size", 32)):
         number(options, key, low=low, high=1e9)
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def config_dir_flags(argv: Sequence[str]) -> list[str]:

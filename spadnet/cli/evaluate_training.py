@@ -1,7 +1,6 @@
 """One fine-tuned point of ``spadnet evaluate``: train on some labels, score the test split once."""
 
 import copy
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -210,11 +209,10 @@ def train_best(
     if result.stopped_by is not None:
         raise KeyboardInterrupt
     state = without_deep_supervision(merge_low_rank(found["model"])).eval()
-    score_found = best.best[CHOOSING[task.kind]]
     return Trained(
         state,
         found["step"],
-        -math.inf if math.isnan(score_found) else score_found,
+        best.best[CHOOSING[task.kind]],
         num_trained,
         statistics,
         rule,

@@ -149,8 +149,8 @@ def build_classifier(settings: Mapping[str, Any], task: TaskData) -> nn.Module:
     if source is not None:
         found = start_from(vit, source)
         logger.info("init: %s", found)
-        if section["global_pool"] is None and found.global_pool:
-            vit.reset_classifier(width, found.global_pool)
+        if section.get("global_pool") is None and found.global_pool not in (None, vit.global_pool):
+            vit.reset_classifier(width, found.global_pool or None)
     elif mode != "full":
         logger.warning("recipe.mode=%s without init=: the frozen encoder is a random one", mode)
     vit.set_grad_checkpointing(checkpointing)

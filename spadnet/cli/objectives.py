@@ -88,7 +88,7 @@ def build_parts(
             parts[name] = Part(mae, pixels, weight)
         else:
             parts[name] = _disentangle(settings, encoder, weight)
-    if set(parts) == {"disentangle"}:
+    if set(parts) == {"disentangle"} and settings["model"].get("global_pool") is None:
         encoder.reset_classifier(0, "avgstd")  # it leaves the class token's end as it comes
     return parts
 

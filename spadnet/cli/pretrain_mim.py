@@ -140,10 +140,6 @@ def objective_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
         facts["disentangle"] = "labelled synthetic images alone"
         if data["label_maps"] is not None:
             facts["label_map_share"] = data["label_map_share"]
-    if not takes_images(settings) and str(settings["model"]["name"]).startswith("spad_vit_"):
-        facts["feature of an image"] = (
-            "mean and deviation of its tokens; no objective asked for the class token"
-        )
     return facts
 
 
@@ -179,7 +175,9 @@ def build_task(settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> Pret
     if settings["init"] is not None:
         if isinstance(encoder, SpadUNet):
             raise UsageError("init= is for a spad_vit")
-        start_from(encoder, settings["init"])
+        found = start_from(encoder, settings["init"])
+        if section.get("global_pool") is None and found.global_pool:
+            encoder.reset_classifier(0, found.global_pool)
     encoder.set_grad_checkpointing(checkpointing)
     return PretrainTask(
         build_parts(settings, encoder, tokenizer, num_mask_layers=num_mask_layers),

@@ -69,10 +69,12 @@ def build_model(section: Mapping[str, Any], *, prefix: str) -> nn.Module:
     """Build the model that a ``model`` section names, from its remaining entries.
 
     Args:
-        section: Name and arguments; those that are None keep the model's defaults.
+        section: Name and arguments; a ``global_pool`` of None is the model's default.
         prefix: What the names of fitting models start with.
     """
-    arguments = {key: value for key, value in section.items() if value is not None}
+    arguments = dict(section)
+    if arguments.get("global_pool", "") is None:
+        del arguments["global_pool"]
     name = str(arguments.pop("name"))
     fitting = [known for known in model_names() if known.startswith(prefix)]
     if name not in fitting:

@@ -140,7 +140,7 @@ VERBS = {
         "embed",
         (
             "A folder gets one file per image: cls [C], tokens [D, H, W, C], spacing, degree, and",
-            "where the tokens lie. A file gets one table of all class tokens. Files that cannot be",
+            "where the tokens lie. A file gets one table of all cls. Files that cannot be",
             "used are listed with their reasons in quarantine.jsonl; the others go on. A second",
             "run does what is missing, has changed, or was made by another model.",
         ),

@@ -24,7 +24,7 @@ class Consistency(NamedTuple):
     """How alike the features of a volume are at degree 0 and at another one.
 
     Attributes:
-        cosine: Cosine of the class tokens, mean over volumes.
+        cosine: Cosine of the features, mean over volumes.
         retrieval: Share of volumes whose feature at this degree is nearest, by cosine, to their own
             at degree 0 among those of all volumes. Chance is one over their number.
         baseline_cosine: The same of the repeat-slices baseline.
@@ -43,7 +43,7 @@ class Report(NamedTuple):
     Attributes:
         by_degree: One row for each of ``DEGREES``. That of degree 0 compares a feature with itself:
             cosine 1, and a retrieval below 1 only where two volumes have the same feature.
-        different: Cosine of the class tokens of different volumes at degree 0, mean over pairs;
+        different: Cosine of the features of different volumes at degree 0, mean over pairs;
             None for a single volume.
     """
 
@@ -58,7 +58,7 @@ def average_slices(volume: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def consistency(model: SpadViT, volumes: Sequence[Tensor]) -> Report:
-    """Compare class tokens at degrees 0, 1 and 2.
+    """Compare features at degrees 0, 1 and 2.
 
     Args:
         model: In evaluation mode.

@@ -88,7 +88,7 @@ class Target(Protocol):
 
 
 class FilePerImage:
-    """Writes one file per image with class token and patch tokens."""
+    """Writes one file per image with the image's feature and patch tokens."""
 
     def __init__(self, files: Sequence[Path], *, quarantine: Path) -> None:
         """Name the files of the items; those of several images get numbers."""
@@ -119,7 +119,7 @@ class FilePerImage:
 
 
 class OneTable:
-    """Writes the class tokens of all images into one file, and saves it now and then."""
+    """Writes the features of all images into one file, and saves it now and then."""
 
     def __init__(self, items: Sequence[Item], file: Path) -> None:
         """Read what is there; rows of other images are dropped by the first save."""

@@ -1,4 +1,4 @@
-"""Embeddings on disk: one file per image, or one table of class tokens for all of them."""
+"""Embeddings on disk: one file per image, or one table of the features of all of them."""
 
 import io
 import json
@@ -92,7 +92,7 @@ def _texts(file: Path) -> dict[str, str]:
 
 
 def write_table(file: Path, rows: Sequence[Row]) -> None:
-    """Write class tokens of many images, sorted by key, as the file's ending says.
+    """Write features of many images, sorted by key, as the file's ending says.
 
     ``.npz`` and ``.safetensors`` hold ``cls`` [N, C], ``spacing`` [N, 3] and ``degree`` [N]; the
     keys are an array ``key`` of the one, JSON in the metadata of the other. ``.parquet`` has a

@@ -16,6 +16,7 @@ from spadnet.data.io import Image, ImageError, read_image
 from spadnet.inference.prepared import prepare_for
 from spadnet.inference.sliding_window import pad_to_multiple
 from spadnet.inference.trained_range import RangeWatch, TrainedRange
+from spadnet.models.pooling import pool_tokens
 from spadnet.models.vit import SpadViT
 from spadnet.spacing import Spacing, required_multiple
 from spadnet.weights.contract import InputContract, contract_of
@@ -234,10 +235,12 @@ class Encoder:
             shape = [w.stop - w.start for w in window]
             tokens[:, window[0], window[1], window[2]] = patches.unflatten(1, shape)
             prefix += math.prod(shape) / math.prod(grid) * own
-        features = torch.cat([prefix, tokens.flatten(1, 3)], dim=1).to(weight)
-        if model.global_pool == "":  # no choice of a token: that of the class
-            features = features[:, :1]
-        pooled = model.forward_head(features, pre_logits=True).flatten(1).float().cpu()
+        if model.global_pool in ("token", ""):  # without a choice it is that of the class
+            pooled = prefix[:, 0]
+        else:
+            pooled = pool_tokens(tokens.flatten(1, 3), model.global_pool, num_prefix_tokens=0)
+        if model.norm_after_pool:
+            pooled = model.norm(pooled.to(weight)).float().cpu()
         return pooled, tokens
 
 

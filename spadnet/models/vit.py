@@ -324,9 +324,9 @@ class SpadViT(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the classifier by a new one, or by none for ``num_classes=0``."""
-        self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = known_pool(global_pool, norm_after_pool=self.norm_after_pool)
+        self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes > 0:
             self.head = nn.Linear(self.head_hidden_size, num_classes).to(self.cls_token)

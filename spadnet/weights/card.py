@@ -11,7 +11,7 @@ tokenizer = spadnet.load_tokenizer("FOLDER")
 reconstruction, codes = tokenizer(volume, degree=spadnet.Spacing(5.0, 0.8, 0.8).degree())""",
     "SpadViT": """\
 encoder = spadnet.load_encoder("FOLDER")
-embedding = encoder("image.nii.gz")  # .cls [C], .tokens [D, H, W, C], .grid, .spacing""",
+embedding = encoder("image.nii.gz")  # .cls, .tokens [D, H, W, C], .grid, .spacing""",
 }
 _USE["SpadUNet"] = """\
 from spadnet.weights.hub import load_pretrained
@@ -28,7 +28,7 @@ _USE["MaskedImageModel"] = _USE["SpadViT"]
 
 _WHAT = {
     "Tokenizer": "visual tokenizer: turns an image into a grid of codes and back",
-    "SpadViT": "encoder: turns an image into a class token and a grid of tokens",
+    "SpadViT": "encoder: turns an image into a feature and a grid of tokens",
     "MaskedImageModel": "masked image model: an encoder with the head that predicts codes",
     "SpadUNet": "U-Net: turns an image into logits of its voxels",
     "SpadConvNet": "convolutional classifier: turns an image into logits",
@@ -36,6 +36,13 @@ _WHAT = {
     "VitSegmentor": "segmentor: an encoder with a decoder that gives logits of voxels",
     "TokenizerSegmentor": "segmentor: a tokenizer's encoder with a decoder of voxels' logits",
 }
+
+_FEATURE = {
+    "token": "the class token",
+    "avg": "the mean of its tokens",
+    "avgstd": "the mean and the standard deviation of its tokens, side by side",
+}
+"""What stands for a whole image, by an encoder's ``global_pool``."""
 
 _SECTIONS = ("data", "figures", "limits")
 """Facts of a training that have a place of their own in the card."""
@@ -62,7 +69,7 @@ def model_card(config: Mapping[str, Any], *, num_parameters: int) -> str:
         f"# {name}",
         "",
         f"A spadnet {_WHAT[kind]}, for 2D and 3D images of any spacing. "
-        f"{num_parameters:,} parameters.",
+        f"{num_parameters:,} parameters.{_feature(config['model'])}",
         "",
         "```python",
         "import spadnet",
@@ -102,6 +109,15 @@ def model_card(config: Mapping[str, Any], *, num_parameters: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _feature(model: Mapping[str, Any]) -> str:
+    """A sentence on what stands for a whole image, of encoders without a classifier."""
+    arguments = model["arguments"]
+    feature = _FEATURE.get(arguments.get("global_pool", ""))
+    if model["class"] != "SpadViT" or feature is None:
+        return ""
+    return f" The feature of an image (`.cls`) is {feature}."
 
 
 def _figures(figures: Mapping[str, Any]) -> list[str]:

@@ -258,7 +258,8 @@ def create_model(
         name: One of :func:`spadnet.models.registry.model_names`.
         pretrained: True for the weights of that name, or a source as for :func:`load_checkpoint`:
             its first layer is adapted to ``in_chans``, its position grid to ``pos_grid`` where one
-            is given, and a classifier of another width than ``num_classes`` starts afresh.
+            is given, and a classifier of another width than ``num_classes`` starts afresh. Tokens
+            are pooled as they were there, unless ``global_pool`` is given.
         revision: Branch, tag or commit on the hub.
         cache_dir: Where downloads are kept.
         token: Access token for the hub, True for the stored one.
@@ -281,6 +282,11 @@ def create_model(
         token=token,
         local_files_only=local_files_only,
     )
+    if isinstance(model, SpadViT) and isinstance(loaded.model, SpadViT):
+        if "global_pool" not in arguments and loaded.model.global_pool:
+            model.reset_classifier(model.num_classes, loaded.model.global_pool)
+        elif model.head_hidden_size != loaded.model.head_hidden_size:
+            loaded.model.reset_classifier(model.num_classes, model.global_pool)
     fitted, _ = fit_weights(
         loaded.model.state_dict(), model, contract=loaded.contract, where=f"{source} for {name}"
     )

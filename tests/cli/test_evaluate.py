@@ -15,7 +15,9 @@ from spadnet.cli import main
 from spadnet.cli.configure import configure
 from spadnet.cli.evaluate_tasks import find_subjects
 from spadnet.cli.evaluate_training import Trained, train_best
+from spadnet.cli.evaluate_training import test_outcome as score_test
 from spadnet.cli.training import plain
+from spadnet.evaluate.intervals import Outcome
 from spadnet.models.registry import create_model
 from spadnet.weights.hub import save_pretrained
 
@@ -172,19 +174,29 @@ def test_fine_tuning_from_a_probe(evaluate: Run, tmp_path: Path, capsys: Capture
 def test_each_network_takes_the_rate_that_validation_prefers(
     evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores: dict[str, float] = {}
+    trained: dict[str, list[Trained]] = {}
+    scored: list[Trained] = []
 
     def train(*args: Any, extra: list[str], **kwargs: Any) -> Trained:
-        trained = train_best(*args, extra=extra, **kwargs)
-        assert 0 <= trained.score <= 1
-        scores[extra[0]] = 0.5 + (extra[0] == "optim.lr=0.001")
-        return trained._replace(score=scores[extra[0]])
+        found = train_best(*args, extra=extra, **kwargs)
+        assert 0 <= found.score <= 1
+        found = found._replace(score=0.5 + (extra == ["optim.lr=0.001"]))
+        trained.setdefault(extra[0], []).append(found)
+        return found
+
+    def outcome(chosen: Trained, *args: Any) -> Outcome:
+        scored.append(chosen)
+        return score_test(chosen, *args)
 
     monkeypatch.setattr("spadnet.cli.evaluate.train_best", train)
+    monkeypatch.setattr("spadnet.cli.evaluate.test_outcome", outcome)
     line = ["protocols=[finetune]", "shares=[100%]", "seeds=[0]"]
     assert evaluate(*line, "rates=[1e-4,1e-3,1e-2]") == 0
     both = read(tmp_path / "out")
-    assert len(scores) == 3
+    assert len(trained) == 3
+    assert [id(one) for one in scored] == [id(one) for one in trained["optim.lr=0.001"]]
+    slow, fast = (trained[f"optim.lr={rate}"][0].model.state_dict() for rate in (1e-4, 1e-2))
+    assert any(not torch.equal(slow[key], fast[key]) for key in slow)
     assert {record["learning_rate"] for record in both} == {1e-3}
     assert {record["validation_score"] for record in both} == {1.5}
     assert evaluate(*line, "rates=[1e-4]") == 0  # other rates are other points
@@ -311,8 +323,14 @@ def test_spacing_shift(evaluate: Run, thin_maps: Path, tmp_path: Path) -> None:
             2,
             "unknown recipe.first_head 'prob'; did you mean 'probe'",
         ),
-        (["rates=[]"], 2, "rates must be a list of positive numbers, got []"),
-        (["rates=[3e-4,fast]"], 2, "rates must be a list of positive numbers"),
+        (
+            ["rates=[]", "protocols=[finetune]"],
+            2,
+            "rates must be a list of different positive numbers",
+        ),
+        (["rates=[3e-4,fast]"], 2, "rates must be a list of different positive numbers"),
+        (["rates=[3e-4,3e-4]"], 2, "rates must be a list of different positive numbers"),
+        (["rates=[3e-4]"], 2, "rates are for protocols=[finetune], without study="),
         (["finetune={trainer: {max_stps: 1}}"], 2, "did you mean 'trainer.max_steps'"),
         (["experiment=mim_tiny"], 2, "this experiment is for spadnet pretrain-mim"),
         (["protocol=[knn]"], 2, "unknown key 'protocol'; did you mean 'protocols'"),

@@ -49,12 +49,12 @@ def pretrain(pictures: Path, tmp_path: Path) -> Callable[..., int]:
         (
             ["experiment=rasd_tiny", "data=synthesis"],
             "avgstd",
-            {
-                "objective": {"disentangle": 1.0},
-                "feature of an image": (
-                    "mean and deviation of its tokens; no objective asked for the class token"
-                ),
-            },
+            {"objective": {"disentangle": 1.0}},
+        ),
+        (
+            ["experiment=rasd_tiny", "data=synthesis", "model.global_pool=avg"],
+            "avg",
+            {"objective": {"disentangle": 1.0}},
         ),
         (
             ["experiment=mixed_tiny"],
@@ -90,7 +90,13 @@ def test_objectives_need_no_tokenizer_and_say_what_they_were(
     embedding = load_encoder(folder)(pictures / "a.png")
     mean = embedding.tokens.flatten(0, 2).mean(0)
     pooled = embedding.cls[: len(mean)]
-    assert torch.allclose(pooled, mean, atol=1e-5) == (pool == "avgstd")
+    assert torch.allclose(pooled, mean, atol=1e-5) == pool.startswith("avg")
+    feature = {
+        "token": "the class token",
+        "avg": "the mean of",
+        "avgstd": "the mean and the standard",
+    }
+    assert f"The feature of an image (`.cls`) is {feature[pool]}" in card
 
 
 def test_unet_is_a_start_of_segmentation(

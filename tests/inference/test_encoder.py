@@ -231,6 +231,25 @@ def test_statistics_are_those_of_all_windows_tokens() -> None:
     assert len(embedding.cls) == vit.head_hidden_size == 2 * WIDTH
 
 
+@pytest.mark.parametrize("pool", ["token", "avg", "avgstd"])
+def test_windows_of_a_half_precision_model_are_pooled_in_full(pool: Any) -> None:
+    vit = tiny_vit(global_pool=pool, num_registers=1).to(torch.bfloat16)
+    embedding = Encoder(vit, max_tokens=4)(voxels(32, 64))
+    if pool != "token":
+        mean = embedding.tokens.flatten(0, 2).mean(0)
+        torch.testing.assert_close(embedding.cls[:WIDTH], mean, atol=1e-6, rtol=1e-6)
+    assert embedding.cls.dtype == torch.float32
+    assert embedding.cls.shape == (vit.head_hidden_size,)
+
+
+def test_norm_after_the_pool_is_of_all_windows_tokens() -> None:
+    vit = tiny_vit(global_pool="avg", norm_after_pool=True)
+    embedding = Encoder(vit, max_tokens=4)(voxels(32, 64))
+    mean = embedding.tokens.flatten(0, 2).mean(0)
+    with torch.no_grad():
+        torch.testing.assert_close(embedding.cls, vit.norm(mean))
+
+
 def test_encoder_loads_from_both_kinds_of_folder(tmp_path: Path) -> None:
     model = MaskedImageModel(tiny_vit(), codebook_size=8)
     rule = {"percentiles": [5.0, 95.0], "crop_to_foreground": False, "max_in_plane": 24}

@@ -222,8 +222,8 @@ def test_angles_that_never_turn_leave_order_to_the_learned_positions() -> None:
 
 
 def test_statistics_of_the_tokens_are_twice_as_wide_and_can_be_trained() -> None:
-    vit, x = tiny(num_classes=3, global_pool="avgstd"), torch.rand(2, 1, 32, 48)
-    patches = vit.forward_features(x)[:, 1:]
+    vit, x = tiny(num_classes=3, global_pool="avgstd", num_registers=2), torch.rand(2, 1, 32, 48)
+    patches = vit.forward_features(x)[:, 3:]
     pooled = vit.forward_head(vit.forward_features(x), pre_logits=True)
     torch.testing.assert_close(pooled[:, :16], patches.mean(1))
     torch.testing.assert_close(pooled[:, 16:], patches.std(1, correction=0), atol=1e-4, rtol=1e-4)
@@ -235,6 +235,10 @@ def test_statistics_of_the_tokens_are_twice_as_wide_and_can_be_trained() -> None
     assert vit.head.in_features == vit.head_hidden_size == 16
     with pytest.raises(ValueError, match="'avgstd' cannot have a norm after it"):
         tiny(norm_after_pool=True, global_pool="avgstd")
+    normed = tiny(norm_after_pool=True, num_classes=3)
+    with pytest.raises(ValueError, match="'avgstd' cannot have a norm after it"):
+        normed.reset_classifier(5, "avgstd")
+    assert (normed.num_classes, normed.head.out_features) == (3, 3)
 
 
 def test_no_pooling_classifies_every_token() -> None:

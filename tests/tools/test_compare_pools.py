@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from spadnet.data.task_images import TaskImage
 from spadnet.models.vit import SpadViT
+from spadnet.spacing import Spacing
 from spadnet.weights.hub import save_pretrained
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -57,4 +59,19 @@ def test_table_has_a_row_for_each_pool(
     compare_pools.main()
     _, *rows = capsys.readouterr().out.splitlines()
     assert [row.split()[1] for row in rows] == ["token", "avg", "avgstd"]
-    assert all(float(row.split()[2]) > 0.9 for row in rows)
+    assert all(float(value) > 0.9 for row in rows for value in row.split()[2:])
+    monkeypatch.setattr(sys, "argv", [*line[:-1], "30"])
+    with pytest.raises(SystemExit, match="--few must be 4 to 20, got 30"):
+        compare_pools.main()
+
+
+def test_pools_are_those_of_the_model() -> None:
+    import compare_pools
+
+    torch.manual_seed(0)
+    vit = SpadViT(in_chans=1, embed_dim=24, depth=1, num_heads=1, num_registers=2).eval()
+    image = TaskImage("a", torch.rand(1, 1, 32, 32), torch.zeros(1), 5, Spacing.planar())
+    for pool, found in compare_pools.features(vit, [image]).items():
+        vit.reset_classifier(0, pool)
+        with torch.no_grad():
+            torch.testing.assert_close(found, vit(image.image[None], 5))

@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,20 @@ def test_create_model_takes_pretrained_weights(tmp_path: Path) -> None:
         create_model("spad_vit_small", pretrained=folder)
     with pytest.raises(ValueError, match="holds a SpadViT, not a Tokenizer"):
         create_model("spad_vt_tiny", pretrained=folder)
+
+
+@pytest.mark.parametrize(("asked", "width"), [({}, 384), ({"global_pool": "avg"}, 192)])
+def test_create_model_pools_as_the_pretrained_model_did(
+    tmp_path: Path, asked: dict[str, Any], width: int
+) -> None:
+    source = create_model("spad_vit_tiny", in_chans=1, depth=1, num_classes=3, global_pool="avgstd")
+    folder = save_pretrained(source, tmp_path / "model")
+    build = partial(create_model, "spad_vit_tiny", pretrained=folder, in_chans=1, depth=1)
+    model, other, alone = (build(num_classes=n, **asked) for n in (3, 2, 0))
+    assert model.head.weight.shape == (3, width)
+    assert torch.equal(model.head.weight, source.head.weight) == (not asked)
+    assert other.head.weight.shape == (2, width)
+    assert alone(torch.rand(1, 1, *SIZE), DEGREE).shape == (1, width)
 
 
 # --- faults ---
