@@ -147,10 +147,8 @@ def build_classifier(settings: Mapping[str, Any], task: TaskData) -> nn.Module:
         raise UsageError(f"model {name!r} does not fit a {task.kind} task")
     vit = cast(SpadViT, build_model(section, prefix="spad_vit_"))
     if source is not None:
-        found = start_from(vit, source)
-        logger.info("init: %s", found)
-        if section.get("global_pool") is None and found.global_pool not in (None, vit.global_pool):
-            vit.reset_classifier(width, found.global_pool or None)
+        keep_pool = section.get("global_pool") is not None
+        logger.info("init: %s", start_from(vit, source, keep_pool=keep_pool))
     elif mode != "full":
         logger.warning("recipe.mode=%s without init=: the frozen encoder is a random one", mode)
     vit.set_grad_checkpointing(checkpointing)

@@ -175,9 +175,8 @@ def build_task(settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> Pret
     if settings["init"] is not None:
         if isinstance(encoder, SpadUNet):
             raise UsageError("init= is for a spad_vit")
-        found = start_from(encoder, settings["init"])
-        if section.get("global_pool") is None and found.global_pool:
-            encoder.reset_classifier(0, found.global_pool)
+        keep_pool = section.get("global_pool") is not None
+        start_from(encoder, settings["init"], keep_pool=keep_pool)
     encoder.set_grad_checkpointing(checkpointing)
     return PretrainTask(
         build_parts(settings, encoder, tokenizer, num_mask_layers=num_mask_layers),

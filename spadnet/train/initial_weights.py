@@ -15,7 +15,7 @@ EVA02_MEAN = (0.48145466, 0.4578275, 0.40821073)
 EVA02_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def start_from(vit: SpadViT, source: str | Path) -> Transfer:
+def start_from(vit: SpadViT, source: str | Path, *, keep_pool: bool = True) -> Transfer:
     """Load starting weights into an encoder; only a classifier keeps its random ones.
 
     Args:
@@ -23,6 +23,7 @@ def start_from(vit: SpadViT, source: str | Path) -> Transfer:
         source: Checkpoint folder of an encoder or a masked image model, or a file with the weights
             of a timm EVA-02 (``eva02_base_*`` or ``eva02_large_*``). Input channels, patch size
             and position grid are adapted.
+        keep_pool: Whether tokens are pooled as before, rather than as in the source.
 
     Returns:
         What was taken over.
@@ -33,7 +34,10 @@ def start_from(vit: SpadViT, source: str | Path) -> Transfer:
     path = Path(source).expanduser()
     if path.is_file():
         return put_encoder_state(vit, _eva02(path, vit), source=path)
-    return put_vit(vit, source)
+    found = put_vit(vit, source)
+    if not keep_pool and found.global_pool not in (None, "", vit.global_pool):
+        vit.reset_classifier(vit.num_classes, found.global_pool)
+    return found
 
 
 def _eva02(path: Path, vit: SpadViT) -> StateDict:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from timm.models.eva import Eva
 
 from spadnet.models.vit import SpadViT
+from spadnet.models.vit_sizes import spad_vit_tiny
 from spadnet.spacing import MAX_DEGREE
 from spadnet.train.initial_weights import EVA02_MEAN, EVA02_STD, start_from
 from spadnet.weights.convert import spad_vit_from_timm
@@ -99,3 +100,14 @@ def test_foreign_file_is_refused(tmp_path: Path, name: str) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="not the weights of a timm EVA-02"):
         start_from(encoder(), tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(("keep_pool", "pool"), [(True, "token"), (False, "avgstd")])
+def test_pool_of_the_source_is_taken_over_where_it_is_asked_for(
+    tmp_path: Path, keep_pool: bool, pool: str
+) -> None:
+    source = spad_vit_tiny(in_chans=1, depth=1, global_pool="avgstd")
+    vit = spad_vit_tiny(in_chans=1, depth=1, num_classes=3)
+    start_from(vit, save_pretrained(source, tmp_path / "first"), keep_pool=keep_pool)
+    assert vit.global_pool == pool
+    assert vit.head.weight.shape == (3, vit.head_hidden_size)
